@@ -1,0 +1,180 @@
+"""Image folders: one folder per split, one folder per class in it, any image format and size."""
+
+import logging
+import os
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import torch
+from torch import Tensor
+from torchvision.datasets import ImageFolder
+from torchvision.transforms import v2
+from torchvision.transforms.v2.functional import pil_to_tensor
+
+from crosspruner.errors import DataError
+from crosspruner.training.data.augment import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    large_augmentation,
+    large_centre_crop,
+)
+from crosspruner.training.data.base import ImageData, Splits
+from crosspruner.training.data.images import CachedImages, Images, LazyImages
+
+log = logging.getLogger(__name__)
+
+LARGEST_CACHED = 64
+"""Images up to this side, in pixels, are held in memory."""
+
+EXPECTED = "Expected DIR/train/CLASS/IMAGE with DIR/val or DIR/test (or both) beside train."
+
+
+class FolderData(ImageData):
+    """An image-folder tree: `dir`/train/CLASS/IMAGE, and val or test or both beside train.
+
+    With train, val and test each is what its name says. With train and test, `val_fraction` of train
+    is held out for validation. With train and val (as ImageNet comes), val is the test split, and
+    `val_fraction` of train is held out for validation: so that val is read once, at the end.
+
+    Images up to 64 pixels are decoded once into memory; larger ones are read when asked for, with a
+    random resized crop for training and the centre crop otherwise.
+
+    Args:
+        dir: the folder that holds train.
+        image_size: height and width in pixels of what the network reads, or one number for both.
+            None: that of the first training image where it is at most 64 pixels, else 224.
+            Small images of another size are resized to it.
+        **settings: those of ImageData.
+
+    Raises:
+        DataError: on setup, naming the folder and what is expected in it.
+    """
+
+    def __init__(
+        self, dir: str | Path, image_size: int | tuple[int, int] | None = None, **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.dir = Path(dir).expanduser()
+        self._asked_size = _as_size(image_size)
+
+    def load(self) -> Splits:
+        folders = find_splits(self.dir)
+        listed = {split: list_images(folder) for split, folder in folders.items()}
+        check_same_classes({folders[split]: found.classes for split, found in listed.items()})
+
+        size = self._asked_size or _native_size(listed["train"].samples[0][0])
+        read = {split: _as_images(found, size) for split, found in listed.items()}
+        train, val, test = read["train"], read.get("val"), read.get("test")
+        if test is None:
+            val, test = None, val
+        if val is None:
+            train, val = self.hold_out(train, self.val_fraction, "validation")
+        assert test is not None
+        return Splits(train, val, test, tuple(listed["train"].classes), size)
+
+    @property
+    def cached(self) -> bool:
+        """Whether the images are held in memory."""
+        return isinstance(self.splits.train, CachedImages)
+
+    def measure_mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return super().measure_mean_std() if self.cached else (IMAGENET_MEAN, IMAGENET_STD)
+
+    def train_steps(self) -> list[v2.Transform]:
+        if self.cached or not self.augment:
+            return super().train_steps() if self.cached else self.eval_steps()
+        return large_augmentation(self.image_size, self.horizontal_flip)
+
+    def eval_steps(self) -> list[v2.Transform]:
+        return super().eval_steps() if self.cached else large_centre_crop(self.image_size)
+
+
+def find_splits(root: Path) -> dict[str, Path]:
+    """The folders of the splits by name: train, and val or test or both."""
+    if not root.is_dir():
+        problem = "is a file, not a folder" if root.exists() else "does not exist"
+        raise DataError(f"data.dir={root} {problem}. {EXPECTED}")
+    found = {name: root / name for name in ("train", "val", "test") if (root / name).is_dir()}
+    missing = "train" if "train" not in found else "val or test" if len(found) == 1 else None
+    if missing:
+        holds = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) or "nothing"
+        raise DataError(f"data.dir={root} has no folder {missing}; it holds: {holds}. {EXPECTED}")
+    return found
+
+
+def list_images(folder: Path) -> ImageFolder:
+    """The image files of one split.
+
+    Raises:
+        DataError: there are no class folders, or one without images.
+    """
+    if not any(entry.is_dir() for entry in folder.iterdir()):
+        raise DataError(f"{folder} holds no class folders. Expected {folder}/CLASS/IMAGE.")
+    listed = ImageFolder(str(folder), allow_empty=True)
+    counts = Counter(listed.targets)
+    empty = [name for name, label in listed.class_to_idx.items() if not counts[label]]
+    if empty:
+        raise DataError(
+            f"{folder / empty[0]} holds no images"
+            + (f", nor do {len(empty) - 1} other class folders" if len(empty) > 1 else "")
+            + ". Put images there (jpg, png, bmp, webp, tif, ppm), or remove the folder."
+        )
+    return listed
+
+
+def check_same_classes(classes: dict[Path, list[str]]) -> None:
+    """Every split must show the classes of the first one, else labels would not agree."""
+    (first, expected), *others = classes.items()
+    for folder, found in others:
+        if found != expected:
+            missing, extra = sorted(set(expected) - set(found)), sorted(set(found) - set(expected))
+            raise DataError(
+                f"{folder} and {first} must hold the same classes. "
+                f"Missing from {folder}: {', '.join(missing[:8]) or 'none'}. "
+                f"Only in {folder}: {', '.join(extra[:8]) or 'none'}."
+            )
+
+
+def decode(path: str, size: tuple[int, int]) -> Tensor:
+    """One image file as (3, H, W) uint8, resized where it has another size."""
+    try:
+        with PIL.Image.open(path) as opened:
+            image = opened.convert("RGB")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read as an image ({error}). Remove or replace it.") from error
+    if image.size != size[::-1]:
+        image = image.resize(size[::-1], PIL.Image.Resampling.BILINEAR)
+    return pil_to_tensor(image)
+
+
+def _as_images(listed: ImageFolder, size: tuple[int, int]) -> Images:
+    labels = torch.tensor(listed.targets)
+    if max(size) > LARGEST_CACHED:
+        return LazyImages([Path(path) for path, _ in listed.samples], labels)
+    images = torch.empty(len(labels), 3, *size, dtype=torch.uint8)
+    # threads: PIL decodes outside the interpreter lock
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        decoded = pool.map(partial(decode, size=size), (path for path, _ in listed.samples))
+        for row, image in enumerate(decoded):
+            images[row] = image
+    log.info("Read %d images of %s into memory", len(labels), listed.root)
+    return CachedImages(images, labels)
+
+
+def _native_size(path: str) -> tuple[int, int]:
+    with PIL.Image.open(path) as image:
+        width, height = image.size
+    return (height, width) if max(height, width) <= LARGEST_CACHED else (224, 224)
+
+
+def _as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
+    if image_size is None:
+        return None
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
+        raise DataError(f"data.image_size={image_size} given: it must be 1 or more pixels.")
+    return height, width

@@ -1,0 +1,129 @@
+"""The LightningModule: a plain network, its loss, its metrics, its optimizer."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric
+
+from crosspruner.errors import ConfigError
+from crosspruner.training.data.randomness import mixed_seed
+
+Batch = tuple[Tensor, Tensor]
+
+
+class Classifier(pl.LightningModule):
+    """Trains a network to classify, and measures loss and accuracy on every split.
+
+    The network sits under `net`: its keys in a checkpoint are its own with "net." before them, and
+    `classifier.net.state_dict()` loads into the plain network. Checkpoints hold tensors and plain
+    Python only (they load with weights_only=True).
+
+    Logs per epoch train/loss train/acc val/loss val/acc test/loss test/acc: means over images, not
+    over batches, and over all processes.
+
+    Args:
+        net: images (B, C, H, W) -> logits (B, num_classes).
+        optimizer: called with the parameter groups, gives the optimizer.
+        scheduler: called with (optimizer, total_steps=number of optimizer steps of the whole fit),
+            gives a scheduler that is stepped after each of them; None keeps the learning rate.
+        label_smoothing: in [0, 1), of the training loss; validation and test loss have none.
+        decay_norm_and_bias: let the optimizer's weight decay also shrink biases and the scales and
+            shifts of normalisation layers. False (the usual choice) leaves these alone.
+        channels_last: keep images and weights in channels-last memory: faster convolutions on GPUs
+            and on CPUs in bfloat16, the same numbers up to rounding.
+        seed: >= 0; draws inside the network (dropout) then depend on (seed, epoch, process) only, so
+            that a resumed run repeats them. None leaves the global generator alone.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        optimizer: Callable[[Iterable[dict[str, Any]]], Optimizer],
+        scheduler: Callable[..., LRScheduler] | None = None,
+        label_smoothing: float = 0.0,
+        decay_norm_and_bias: bool = False,
+        channels_last: bool = True,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        if not 0.0 <= label_smoothing < 1.0:
+            raise ConfigError(f"label_smoothing={label_smoothing} given: it must be in [0, 1).")
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self.net = net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
+        self.make_optimizer = optimizer
+        self.make_scheduler = scheduler
+        self.label_smoothing = label_smoothing
+        self.decay_norm_and_bias = decay_norm_and_bias
+        self.seed = seed
+        # A loss that is not a number must show as such, so nothing is dropped from the mean.
+        self.mean_loss, self.mean_accuracy = (
+            nn.ModuleDict({f"on_{s}": MeanMetric(nan_strategy="disable") for s in STAGES})
+            for _ in range(2)
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, C, H, W) -> logits (B, num_classes)."""
+        return self.net(images.contiguous(memory_format=self.memory_format))
+
+    def on_train_epoch_start(self) -> None:
+        if self.seed is not None:
+            torch.manual_seed(mixed_seed(self.seed, self.current_epoch, self.global_rank))
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step(batch, "train", self.label_smoothing)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "val")
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step(batch, "test")
+
+    def _step(self, batch: Batch, stage: str, label_smoothing: float = 0.0) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        means = {"loss": self.mean_loss[f"on_{stage}"], "acc": self.mean_accuracy[f"on_{stage}"]}
+        means["loss"].update(loss.detach(), weight=len(labels))
+        means["acc"].update((logits.detach().argmax(dim=1) == labels).float())
+        for name, mean in means.items():
+            self.log(
+                f"{stage}/{name}", mean, on_step=False, on_epoch=True, prog_bar=stage != "test"
+            )
+        return loss
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        optimizer = self.make_optimizer(self.parameter_groups())
+        if self.make_scheduler is None:
+            return optimizer
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise ConfigError(
+                "The learning-rate schedule needs an end: set trainer.max_epochs or "
+                "trainer.max_steps, or train without a scheduler."
+            )
+        scheduler = self.make_scheduler(optimizer, total_steps=int(total_steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Parameters with weight decay, and those without: biases, scales and shifts (1-D)."""
+        trained = [p for p in self.net.parameters() if p.requires_grad]
+        if self.decay_norm_and_bias:
+            return [{"params": trained}]
+        groups = [
+            {"params": [p for p in trained if p.ndim > 1]},
+            {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        ]
+        return [group for group in groups if group["params"]]
+
+
+STAGES = ("train", "val", "test")
