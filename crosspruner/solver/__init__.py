@@ -1,0 +1,12 @@
+"""Which groups go: mask solvers on pure tensors, knowing no network and no trainer.
+
+moments -> LayerProblem -> choose_mask (a solver by name) -> mask (B, P)
+"""
+
+from crosspruner.solver.lgd import lgd_rpp as lgd_rpp
+from crosspruner.solver.problem import LayerProblem as LayerProblem
+from crosspruner.solver.registry import SOLVERS as SOLVERS
+from crosspruner.solver.registry import choose_mask as choose_mask
+from crosspruner.solver.rpp import relaxed_scores as relaxed_scores
+from crosspruner.solver.rpp import rpp as rpp
+from crosspruner.solver.swap import swap_descent as swap_descent

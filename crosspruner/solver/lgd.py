@@ -1,0 +1,174 @@
+"""LGD with RPP: least-squares mask search that steps in dense and projects into sparse space.
+
+    minimise  L(beta) = beta' G beta - 2 h' beta   over binary beta with `keep` ones
+    state     d, a dense vector per problem; beta = RPP(d), see `rpp`
+    step      d <- d - eta * grad L(beta), the gradient taken at the sparse point
+
+The dense state remembers what the projection throws away: a group that was pruned wrongly is
+pulled up step after step until it comes back. Stepping from beta itself (iterative hard
+thresholding) forgets that, and sticks at the first support it reaches.
+"""
+
+import torch
+from torch import Tensor
+
+from crosspruner.errors import SolverError
+from crosspruner.solver.greedy import greedy_elimination
+from crosspruner.solver.rpp import check_keep, keep_first, relaxed_order
+from crosspruner.solver.swap import gram_loss, swap_descent
+
+# One chunk of the batch holds at most this many Gram entries (float64: 256 MB).
+_CHUNK_ENTRIES = 2**25
+
+
+def lgd_rpp(
+    gram: Tensor,
+    keep: int | Tensor,
+    linear: Tensor | None = None,
+    steps: int = 100,
+    relax: float = 0.5,
+    restarts: int = 8,
+    swaps: bool = True,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Choose which groups each problem keeps so that its outputs change least.
+
+    Args:
+        gram: (B, P, P) float, symmetric positive semidefinite: G[a, b] = E <Z_a, Z_b>, the inner
+            products of the partial outputs, in any unit. Computed on in float64.
+        keep: groups to keep, one int or (B,) integers in 0..P.
+        linear: (B, P) h[a] = E <Z_a, Y>. None: `gram.sum(-1)`, that is Y = the sum of all Z.
+        steps: LGD steps, >= 0.
+        relax: relaxation of the first projection, >= 0; it falls to 0 along the steps.
+        restarts: starting states per problem, >= 1, solved in one batch. The first starts from
+            the groups' own losses, the others at random.
+        swaps: polish every restart's best mask, and that of `greedy_elimination`, by pairwise
+            swaps (`swap_descent`). The loss is then never above greedy with swaps.
+        generator: source of all randomness, on the device of `gram`. None: a new one with seed 0,
+            so that equal problems get equal masks.
+
+    Returns:
+        (B, P) bool, exactly `keep` True per row.
+
+    Raises:
+        SolverError: wrong shapes, NaN or infinite entries, an argument out of range.
+
+    Source: Liang et al., IEEE Access 2018 (LGD, RPP); step size, annealing, restarts and swaps are
+    our reading.
+    """
+    gram, counts, h = check_problem(gram, keep, linear)
+    if steps < 0 or restarts < 1 or not relax >= 0:
+        raise SolverError(
+            "lgd_rpp needs steps >= 0, restarts >= 1 and relax >= 0;"
+            f" got steps={steps}, restarts={restarts}, relax={relax}"
+        )
+    if generator is None:
+        generator = torch.Generator(gram.device).manual_seed(0)
+    groups = gram.shape[1]
+    rows = max(1, _CHUNK_ENTRIES // max(1, groups * groups))
+    chosen = torch.zeros_like(h, dtype=torch.bool)
+    for start in range(0, len(gram), rows):
+        part = slice(start, start + rows)
+        part_gram, part_linear = gram[part], h[part]
+        masks = _descend(part_gram, part_linear, counts[part], steps, relax, restarts, generator)
+        if swaps:
+            # Greedy's mask runs along, so that no luck of the draw ends above it.
+            extra = greedy_elimination(part_gram, part_linear, counts[part]).unsqueeze(1)
+            masks = torch.cat([masks, extra], dim=1)
+            masks = swap_descent(
+                part_gram.repeat_interleave(restarts + 1, 0),
+                part_linear.repeat_interleave(restarts + 1, 0),
+                masks.flatten(0, 1),
+            ).view_as(masks)
+        best = gram_loss(part_gram, part_linear, masks).argmin(1)
+        chosen[part] = masks[torch.arange(len(masks), device=masks.device), best]
+    return chosen
+
+
+def check_problem(
+    gram: Tensor, keep: int | Tensor, linear: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Check a Gram problem and bring it to float64.
+
+    Args:
+        gram: (B, P, P) float. keep: int or (B,). linear: (B, P) or None for `gram.sum(-1)`.
+
+    Returns:
+        gram (B, P, P) float64 symmetric, keep (B,) int64, linear (B, P) float64.
+
+    Raises:
+        SolverError: wrong shapes, NaN or infinite entries, keep out of 0..P.
+    """
+    if gram.ndim != 3 or gram.shape[1] != gram.shape[2]:
+        raise SolverError(
+            f"gram must have shape (problems, groups, groups), got {tuple(gram.shape)};"
+            " give a single problem as gram[None]"
+        )
+    if linear is not None and linear.shape != gram.shape[:2]:
+        raise SolverError(
+            f"linear must have shape {tuple(gram.shape[:2])} to fit gram, got {tuple(linear.shape)}"
+        )
+    gram = gram.detach().to(torch.float64)
+    gram = (gram + gram.mT) / 2
+    linear = gram.sum(-1) if linear is None else linear.detach().to(gram)
+    if not (gram.isfinite().all() and linear.isfinite().all()):
+        raise SolverError("gram or linear contain NaN or Inf; check the activations they come from")
+    return gram, check_keep(linear, keep), linear
+
+
+def _descend(
+    gram: Tensor,
+    linear: Tensor,
+    keep: Tensor,
+    steps: int,
+    relax: float,
+    restarts: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Run all restarts of all problems as one batch. Returns each run's best mask (B, R, P)."""
+    batch, groups, _ = gram.shape
+    # With G / lambda_max the step size eta is 1 and the state has no unit.
+    scale = largest_eigenvalue(gram).clamp(min=torch.finfo(gram.dtype).tiny)
+    gram = gram / scale.view(-1, 1, 1)
+    linear = (linear / scale.view(-1, 1)).unsqueeze(1)
+    state = torch.rand(
+        batch, restarts, groups, generator=generator, dtype=gram.dtype, device=gram.device
+    )
+    state[:, 0] = _own_loss(gram, linear.squeeze(1))
+    repeated_keep = keep.repeat_interleave(restarts)
+
+    best = gram.new_full((batch, restarts), torch.inf)
+    best_mask = torch.zeros(batch, restarts, groups, dtype=torch.bool, device=gram.device)
+    for step in range(steps + 1):
+        # Step 1: beta = RPP(d), relaxed less and less; the last fifth is the plain projection.
+        relaxation = relax * max(0.0, 1 - step / (0.8 * steps)) if steps else relax
+        order = relaxed_order(state.flatten(0, 1), repeated_keep, relaxation, generator)
+        mask = keep_first(order, repeated_keep).view_as(best_mask)
+        beta = mask.to(gram.dtype)
+        # Step 2: the gradient at the sparse beta moves the dense d.
+        product = beta @ gram
+        state = state - 2 * (product - linear)
+        # Step 3: remember the best beta.
+        loss = ((product - 2 * linear) * beta).sum(-1)
+        better = loss < best
+        best = torch.where(better, loss, best)
+        best_mask = torch.where(better.unsqueeze(-1), mask, best_mask)
+    return best_mask
+
+
+def largest_eigenvalue(gram: Tensor, iterations: int = 50) -> Tensor:
+    """Largest eigenvalue of each symmetric PSD matrix (B, P, P), by power iteration. (B,)"""
+    if gram.shape[1] == 0:
+        return gram.new_zeros(gram.shape[0])
+    # The longest column is G times a unit vector, so never orthogonal to the range of G.
+    longest = gram.norm(dim=1).argmax(1)
+    vector = gram[torch.arange(len(gram), device=gram.device), :, longest].unsqueeze(-1)
+    for _ in range(iterations):
+        vector = gram @ torch.nn.functional.normalize(vector, dim=1)
+    return vector.norm(dim=1).squeeze(1)
+
+
+def _own_loss(gram: Tensor, linear: Tensor) -> Tensor:
+    """Loss of pruning each group alone, scaled into -1..1 per problem. (B, P)"""
+    rise = gram.diagonal(dim1=1, dim2=2) - 2 * (gram.sum(-1) - linear)
+    return rise / rise.abs().amax(1, keepdim=True).clamp(min=torch.finfo(rise.dtype).tiny)

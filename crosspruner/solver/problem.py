@@ -1,0 +1,68 @@
+"""The layer problem as every solver sees it: B independent choices among P groups."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crosspruner.errors import SolverError
+
+
+@dataclass(frozen=True)
+class LayerProblem:
+    """What one layer's calibration pass and weights say about its groups.
+
+    A row is one output group (crossbar grain) or one output FM (column grain). Only `gram` and
+    `linear` are always there; a solver that needs more says so when it is missing.
+    """
+
+    gram: Tensor
+    """(B, P, P) G[a, b] = E <Z_a, Z_b>, inner products of the partial outputs."""
+    linear: Tensor
+    """(B, P) h[a] = E <Z_a, Y>, against the dense network's outputs."""
+    energy: Tensor | None = None
+    """(B,) c = E ||Y||^2, the constant of the loss; only used to report relative losses."""
+    norms: Tensor | None = None
+    """(B, P) squared Frobenius norm of each group's weights."""
+    saliency: Tensor | None = None
+    """(B, P) first-order effect of each group on the task loss, sum of w * dloss/dw."""
+
+    def __post_init__(self) -> None:
+        rows = self.gram.shape[:2]
+        if self.gram.ndim != 3 or self.gram.shape[2] != self.gram.shape[1]:
+            raise SolverError(
+                f"gram must have shape (problems, groups, groups), got {tuple(self.gram.shape)}"
+            )
+        for name in ("linear", "norms", "saliency"):
+            value = getattr(self, name)
+            if value is not None and value.shape != rows:
+                raise SolverError(
+                    f"{name} must have shape {tuple(rows)} to fit gram, got {tuple(value.shape)}"
+                )
+
+    @property
+    def num_problems(self) -> int:
+        return self.gram.shape[0]
+
+    @property
+    def num_groups(self) -> int:
+        return self.gram.shape[1]
+
+    def relative_loss(self, mask: Tensor) -> Tensor:
+        """Loss of a mask with the weights as they are, as a fraction of the outputs' energy.
+
+        Args:
+            mask: (B, P) bool.
+
+        Returns:
+            (B,) float64; 0 is exact, 1 is as bad as no output at all.
+
+        Raises:
+            SolverError: the problem was built without `energy`.
+        """
+        if self.energy is None:
+            raise SolverError("relative_loss needs the problem's energy (E ||Y||^2); give it")
+        beta = mask.to(torch.float64)
+        product = (self.gram.to(torch.float64) @ beta.unsqueeze(-1)).squeeze(-1)
+        loss = ((product - 2 * self.linear) * beta).sum(-1) + self.energy
+        return loss / self.energy.clamp(min=torch.finfo(torch.float64).tiny)
