@@ -1,0 +1,335 @@
+"""How a layer is cut into crossbars: the folded, semi-folded and unfolded mapping.
+
+The unrolled kernel matrix of a layer has one row per (input FM, kernel row, kernel column) and one
+column per output FM. A crossbar takes `kin` whole FMs of rows and `kout` outputs of columns, and
+
+* folded: holds the kernel once;
+* semifolded: holds a banded copy of it for `w` neighbouring output columns;
+* unfolded: holds a banded copy of it for a patch of `h` x `w` outputs.
+
+Cuts are full tiles, then the rest: 513 inputs on 256 rows are 256 + 256 + 1.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from crosspruner.errors import ConfigError, MappingError
+from crosspruner.hardware.crossbar import Crossbar
+
+MAPPINGS = ("folded", "semifolded", "unfolded")
+KERNEL_ROWS = ("all", "one")
+PRESETS = ("liang2018",)
+
+
+def ceil_div(a: int, b: int) -> int:
+    """Rounds a / b up, for whole numbers."""
+    return -(-a // b)
+
+
+@dataclass(frozen=True)
+class LayerGeometry:
+    """The shapes of one layer, everything that its crossbar count depends on.
+
+    Pairs are (height, width). A linear layer is a 1x1 convolution of one position.
+    """
+
+    name: str
+    """Dotted module name."""
+    kind: str
+    """"conv" or "linear"."""
+    in_channels: int
+    """Input FMs (linear: input features), all conv groups together."""
+    out_channels: int
+    """Output FMs, all conv groups together."""
+    kernel: tuple[int, int] = (1, 1)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (0, 0)
+    """Zeros above and to the left; those below and to the right follow from `out_size`."""
+    dilation: tuple[int, int] = (1, 1)
+    conv_groups: int = 1
+    """`groups` of the convolution: that many separate unrolled kernel matrices."""
+    in_size: tuple[int, int] = (1, 1)
+    """Input FM size. With a padding mode other than zeros: the size after padding."""
+    out_size: tuple[int, int] = (1, 1)
+    calls: int = 1
+    """Times the layer is applied per image (a shared module; a linear layer over tokens)."""
+
+    @property
+    def group_inputs(self) -> int:
+        """Input FMs of one conv group."""
+        return self.in_channels // self.conv_groups
+
+    @property
+    def group_outputs(self) -> int:
+        """Output FMs of one conv group."""
+        return self.out_channels // self.conv_groups
+
+
+@dataclass(frozen=True)
+class MappingSpec:
+    """A mapping and the choices that a user may fix in it.
+
+    Raises:
+        ConfigError: a name, a choice or a number is not allowed.
+    """
+
+    name: str = "semifolded"
+    """folded, semifolded or unfolded."""
+    kernel_rows: str = "all"
+    """Semi-folded and unfolded only. `all`: a crossbar sees all kernel rows at once. `one`: each
+    kernel row has crossbars of its own, whose outputs are added up."""
+    kin: int | None = None
+    """Input FMs per crossbar, for every layer; None chooses per layer. Clipped to the layer."""
+    kout: int | None = None
+    """Output FMs per crossbar, for every layer; None chooses per layer. Clipped to the layer."""
+    layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict, hash=False)
+    """{layer name: {"kin": .., "kout": ..}}: wins over `kin` and `kout`."""
+    applies_to: str = "all"
+    """`all` or `conv`: the layers that the model-wide `kin` and `kout` hold for."""
+    differential: bool | None = None
+    """True or False overrides the crossbar's `differential`; None keeps it."""
+
+    def __post_init__(self) -> None:
+        _choice("mapping", self.name, MAPPINGS)
+        _choice("mapping.kernel_rows", self.kernel_rows, KERNEL_ROWS)
+        _choice("mapping.applies_to", self.applies_to, ("all", "conv"))
+        _positive("mapping.kin", self.kin)
+        _positive("mapping.kout", self.kout)
+        layers = {}
+        for name, given in dict(self.layers).items():
+            if unknown := set(given) - {"kin", "kout"}:
+                raise ConfigError(
+                    f'mapping.layers."{name}" has {sorted(unknown)}: only kin and kout are allowed.'
+                )
+            for key, value in given.items():
+                _positive(f'mapping.layers."{name}".{key}', value)
+            layers[str(name)] = dict(given)
+        object.__setattr__(self, "layers", layers)
+
+    @classmethod
+    def of(cls, mapping: "str | MappingSpec") -> "MappingSpec":
+        """Turns a mapping's name, or the preset "liang2018", into a spec.
+
+        liang2018 is semi-folded with one kernel row per crossbar, Kout 4 in convolutions and
+        differential columns. On 256x256 it gives Kin 8 for FMs 32 wide and Kin 16 for 16 wide, the
+        figures of the paper. That linear layers fill their crossbars instead is our reading.
+
+        Raises:
+            ConfigError: the name is unknown.
+
+        Source: Liang et al., IEEE Access 2018 (figures); our reading of how they come about.
+        """
+        if isinstance(mapping, MappingSpec):
+            return mapping
+        if mapping == "liang2018":
+            return cls("semifolded", "one", kout=4, applies_to="conv", differential=True)
+        _choice("mapping", mapping, (*MAPPINGS, *PRESETS))
+        return cls(mapping)
+
+    def crossbar(self, crossbar: Crossbar) -> Crossbar:
+        """The crossbar with this mapping's `differential`, where it sets one."""
+        if self.differential is None or self.differential == crossbar.differential:
+            return crossbar
+        return Crossbar(
+            crossbar.rows,
+            crossbar.cols,
+            crossbar.weight_bits,
+            crossbar.cell_bits,
+            self.differential,
+        )
+
+    def given(self, geometry: LayerGeometry) -> tuple[int | None, int | None]:
+        """Kin and Kout that the user fixed for this layer, clipped to its FMs; None = choose."""
+        whole = self.applies_to == "all" or geometry.kind == "conv"
+        own = self.layers.get(geometry.name, {})
+        kin = own.get("kin", self.kin if whole else None)
+        kout = own.get("kout", self.kout if whole else None)
+        return (
+            None if kin is None else min(kin, geometry.group_inputs),
+            None if kout is None else min(kout, geometry.group_outputs),
+        )
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """How one layer is cut into crossbars. Group counts are per conv group."""
+
+    kin: int
+    """Input FMs per crossbar; the last input group may have fewer."""
+    kout: int
+    """Output FMs per crossbar; the last output group may have fewer."""
+    window: tuple[int, int]
+    """Outputs (h, w) that one crossbar computes per FM and phase; (1, 1) if folded."""
+    input_groups: int
+    """P."""
+    output_groups: int
+    """Q."""
+    slices: int
+    """Copies of each (g, q) block, for other parts of the FM."""
+    row_splits: int
+    """Crossbars that one block takes per slice: kh with kernel_rows=one, times the pieces of an
+    FM whose rows exceed the crossbar."""
+    phases: int
+    """Crossbar uses per image in sequence."""
+    fm_rows: int
+    """Rows that one input FM takes (one kernel row of it with kernel_rows=one)."""
+    mapping: str
+    """folded, semifolded or unfolded."""
+    kernel_rows: str = "all"
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of one conv group, dense: P * Q."""
+        return self.input_groups * self.output_groups
+
+    @property
+    def crossbars_per_block(self) -> int:
+        """Crossbars that one (g, q) block stands for: slices * row_splits."""
+        return self.slices * self.row_splits
+
+
+def choose_tiling(geometry: LayerGeometry, crossbar: Crossbar, spec: str | MappingSpec) -> Tiling:
+    """Cuts one layer into the fewest compute crossbars.
+
+    The window (h, w) is searched; for each, Kin and Kout are the given ones or the largest that
+    fit. Ties go to fewer slices, then to larger Kin. Where not even one output position of one FM
+    fits into the rows, the FM is split over `row_splits` crossbars and Kin is 1.
+
+    Args:
+        geometry: the layer's shapes.
+        crossbar: the array.
+        spec: the mapping, by name or with fixed choices.
+
+    Returns:
+        The tiling.
+
+    Raises:
+        MappingError: a given kin or kout does not fit the crossbar.
+
+    Source: folded and unfolded are im2col and full unrolling; semi-folded is Deng et al., SemiMap,
+    TCAD 2018, as read in our design (rows and columns per window, the search).
+    """
+    spec = MappingSpec.of(spec)
+    given_kin, given_kout = spec.given(geometry)
+    h, w = _windows(geometry, crossbar, spec)
+    fm_rows, parts = _fm_rows(geometry, spec, h, w)
+    slices = _ceil(geometry.out_size[0], h) * _ceil(geometry.out_size[1], w)
+    if spec.name == "folded":
+        slices = torch.ones_like(h)
+    elif spec.name == "semifolded":
+        slices = _ceil(geometry.out_size[1], w)
+
+    split = int(fm_rows.min()) > crossbar.rows
+    kin = (crossbar.rows // fm_rows).clamp(1, geometry.group_inputs)
+    if given_kin is not None:
+        kin = torch.full_like(kin, given_kin)
+    kout = (crossbar.weight_columns // (h * w)).clamp(max=geometry.group_outputs)
+    if given_kout is not None:
+        kout = torch.full_like(kout, given_kout)
+    rows_fit = (kin == 1) if split else (kin * fm_rows <= crossbar.rows)
+    cols_fit = kout * h * w <= crossbar.weight_columns
+    fit = rows_fit & cols_fit
+    if not bool(fit.any()):
+        _raise_unfit(geometry, crossbar, given_kin, given_kout, int(fm_rows.min()))
+
+    row_splits = parts * _ceil(fm_rows, crossbar.rows)
+    input_groups = _ceil(geometry.group_inputs, kin)
+    output_groups = _ceil(geometry.group_outputs, kout)
+    crossbars = input_groups * output_groups * slices * row_splits
+    order = torch.stack([crossbars, slices, -kin, -kout], 1)[fit].tolist()
+    best = int(fit.nonzero()[min(range(len(order)), key=order.__getitem__)])
+    return Tiling(
+        kin=int(kin[best]),
+        kout=int(kout[best]),
+        window=(int(h[best]), int(w[best])),
+        input_groups=int(input_groups[best]),
+        output_groups=int(output_groups[best]),
+        slices=int(slices[best]),
+        row_splits=int(row_splits[best]),
+        phases=_phases(geometry, spec),
+        fm_rows=int(fm_rows[best]),
+        mapping=spec.name,
+        kernel_rows=spec.kernel_rows if spec.name != "folded" else "all",
+    )
+
+
+def window_span(outputs: Tensor | int, kernel: int, stride: int, dilation: int) -> Tensor | int:
+    """Input positions under `outputs` neighbouring outputs, gaps between them included."""
+    return (outputs - 1) * stride + (kernel - 1) * dilation + 1
+
+
+def _windows(
+    geometry: LayerGeometry, crossbar: Crossbar, spec: MappingSpec
+) -> tuple[Tensor, Tensor]:
+    """All windows (h, w) whose columns fit for one output FM, as two vectors."""
+    most = crossbar.weight_columns
+    high = min(geometry.out_size[0], most) if spec.name == "unfolded" else 1
+    wide = min(geometry.out_size[1], most) if spec.name != "folded" else 1
+    h = torch.arange(1, max(high, 1) + 1)
+    w = torch.arange(1, max(wide, 1) + 1)
+    h, w = (grid.flatten() for grid in torch.meshgrid(h, w, indexing="ij"))
+    fit = h * w <= most
+    return h[fit], w[fit]
+
+
+def _fm_rows(
+    geometry: LayerGeometry, spec: MappingSpec, h: Tensor, w: Tensor
+) -> tuple[Tensor, int]:
+    """Rows that one FM takes under each window, and how many such parts an FM has."""
+    (kh, kw), (high, wide) = geometry.kernel, geometry.in_size
+    if spec.name == "folded":
+        return torch.full_like(w, kh * kw), 1
+    columns = window_span(w, kw, geometry.stride[1], geometry.dilation[1]).clamp(max=wide)
+    kernel_rows, parts = (kh, 1) if spec.kernel_rows == "all" else (1, kh)
+    if spec.name == "semifolded":
+        return kernel_rows * columns, parts
+    patch = window_span(h, kernel_rows, geometry.stride[0], geometry.dilation[0])
+    return patch.clamp(max=high) * columns, parts
+
+
+def _phases(geometry: LayerGeometry, spec: MappingSpec) -> int:
+    """Folded: one per output position; semi-folded: one per output row; unfolded: one.
+
+    Our reading of kernel_rows=one: the kh crossbars of an output row fire in kh successive phases,
+    overlapped with those of the next rows, so that the phases per image stay the same.
+    """
+    high, wide = geometry.out_size
+    once = {"folded": high * wide, "semifolded": high, "unfolded": 1}[spec.name]
+    return once * geometry.calls
+
+
+def _ceil(a: Tensor | int, b: Tensor | int) -> Tensor:
+    return -(-a // b)  # type: ignore[return-value]
+
+
+def _choice(key: str, value: object, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value}: choose one of {', '.join(allowed)}.")
+
+
+def _positive(key: str, value: object) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{key}={value!r}: it must be a whole number of at least 1, or null.")
+
+
+def _raise_unfit(
+    geometry: LayerGeometry,
+    crossbar: Crossbar,
+    kin: int | None,
+    kout: int | None,
+    fm_rows: int,
+) -> None:
+    most_kin, most_kout = max(crossbar.rows // fm_rows, 1), crossbar.weight_columns
+    given = ", ".join(f"{k}={v}" for k, v in (("kin", kin), ("kout", kout)) if v is not None)
+    raise MappingError(
+        f"{geometry.name}: {given} does not fit a {crossbar} crossbar "
+        f"(an input FM takes {fm_rows} rows or more, an output FM "
+        f"{crossbar.cells_per_weight} columns or more). Here kin may be at most {most_kin} and "
+        f'kout at most {most_kout}: set mapping.layers."{geometry.name}".kin and .kout, '
+        "or leave them null to have them chosen."
+    )
