@@ -195,7 +195,7 @@ def choose_tiling(geometry: LayerGeometry, crossbar: Crossbar, spec: str | Mappi
     """Cuts one layer into the fewest compute crossbars.
 
     The window (h, w) is searched; for each, Kin and Kout are the given ones or the largest that
-    fit. Ties go to fewer slices, then to larger Kin. Where not even one output position of one FM
+    fit. Ties go to fewer slices, then to larger Kin, larger Kout, and the smaller window. Where not even one output position of one FM
     fits into the rows, the FM is split over `row_splits` crossbars and Kin is 1.
 
     Args:
@@ -256,11 +256,6 @@ def choose_tiling(geometry: LayerGeometry, crossbar: Crossbar, spec: str | Mappi
     )
 
 
-def window_span(outputs: Tensor | int, kernel: int, stride: int, dilation: int) -> Tensor | int:
-    """Input positions under `outputs` neighbouring outputs, gaps between them included."""
-    return (outputs - 1) * stride + (kernel - 1) * dilation + 1
-
-
 def _windows(
     geometry: LayerGeometry, crossbar: Crossbar, spec: MappingSpec
 ) -> tuple[Tensor, Tensor]:
@@ -275,6 +270,11 @@ def _windows(
     return h[fit], w[fit]
 
 
+def _span(outputs: Tensor, kernel: int, stride: int, dilation: int) -> Tensor:
+    """Input positions under `outputs` neighbouring outputs, gaps between them included."""
+    return (outputs - 1) * stride + (kernel - 1) * dilation + 1
+
+
 def _fm_rows(
     geometry: LayerGeometry, spec: MappingSpec, h: Tensor, w: Tensor
 ) -> tuple[Tensor, int]:
@@ -282,11 +282,11 @@ def _fm_rows(
     (kh, kw), (high, wide) = geometry.kernel, geometry.in_size
     if spec.name == "folded":
         return torch.full_like(w, kh * kw), 1
-    columns = window_span(w, kw, geometry.stride[1], geometry.dilation[1]).clamp(max=wide)
+    columns = _span(w, kw, geometry.stride[1], geometry.dilation[1]).clamp(max=wide)
     kernel_rows, parts = (kh, 1) if spec.kernel_rows == "all" else (1, kh)
     if spec.name == "semifolded":
         return kernel_rows * columns, parts
-    patch = window_span(h, kernel_rows, geometry.stride[0], geometry.dilation[0])
+    patch = _span(h, kernel_rows, geometry.stride[0], geometry.dilation[0])
     return patch.clamp(max=high) * columns, parts
 
 

@@ -109,19 +109,20 @@ def _geometry(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerGeomet
     assert isinstance(module, nn.Conv2d)
     kernel, stride = _pair(module.kernel_size), _pair(module.stride)
     dilation, in_size, out_size = _pair(module.dilation), _pair(x.shape[-2:]), _pair(y.shape[-2:])
-    before, after = zip(*conv_padding(module), strict=True)
-    whole = tuple(size + a + b for size, a, b in zip(in_size, before, after, strict=True))
+    (top, bottom), (left, right) = conv_padding(module)
+    padding = (top, left)
+    whole = (in_size[0] + top + bottom, in_size[1] + left + right)
     span = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
     plain = tuple((n - k) // s + 1 for n, k, s in zip(whole, span, stride, strict=True))
     if plain != out_size:
         # A subclass that pads in its forward (TensorFlow's SAME): half of what is missing, rounded
         # down, goes first.
-        before = tuple(
+        padding = _pair(
             max((o - 1) * s + k - n, 0) // 2
             for o, s, k, n in zip(out_size, stride, span, in_size, strict=True)
         )
     elif module.padding_mode != "zeros":
-        in_size, before = whole, (0, 0)
+        in_size, padding = whole, (0, 0)
     return LayerGeometry(
         name=name,
         kind="conv",
@@ -129,10 +130,10 @@ def _geometry(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerGeomet
         out_channels=module.out_channels,
         kernel=kernel,
         stride=stride,
-        padding=_pair(before),
+        padding=padding,
         dilation=dilation,
         conv_groups=module.groups,
-        in_size=_pair(in_size),
+        in_size=in_size,
         out_size=out_size,
         calls=x[..., 0, 0].numel() // module.in_channels,
     )
