@@ -1,6 +1,6 @@
 """One layer of a plan: its tiling, what is pruned in it, and the crossbars that remain."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -235,10 +235,14 @@ class LayerPlan:
             layer = replace(layer, mask=mask.clone())
         groups = self.conv_groups
         if input_order is not None:
-            order = _checked(self.name, "input", input_order, groups, self.geometry.group_inputs)
+            order = checked_order(
+                self.name, "input", input_order, groups, self.geometry.group_inputs
+            )
             layer = replace(layer, input_order=order)
         if output_order is not None:
-            order = _checked(self.name, "output", output_order, groups, self.geometry.group_outputs)
+            order = checked_order(
+                self.name, "output", output_order, groups, self.geometry.group_outputs
+            )
             layer = replace(layer, output_order=order)
         return layer
 
@@ -274,59 +278,6 @@ class LayerPlan:
             "utilisation": self.utilisation,
         }
 
-    def to_dict(self) -> dict[str, Any]:
-        """The layer as plain JSON values."""
-        packing = self.packing
-        columns = packing.block_outputs if packing.block_group is None else packing.block_group
-        blocks = [
-            [i, [o for o in out if o >= 0] if isinstance(out, list) else out]
-            for i, out in zip(packing.block_input.tolist(), columns.tolist(), strict=True)
-        ]
-        return {
-            "name": self.name,
-            "compute_crossbars": self.compute_crossbars,
-            "dense_compute_crossbars": self.dense_compute_crossbars,
-            "slices": self.slices,
-            "row_splits": self.row_splits,
-            "grain": self.grain,
-            "prunable": self.prunable,
-            "pruned": self.mask is not None,
-            "inputs_reordered": self.input_order is not None,
-            "outputs_reordered": self.output_order is not None,
-            "geometry": _lists(asdict(self.geometry)),
-            "tiling": _lists(asdict(self.tiling)),
-            "input_groups": _unpadded(self.input_table),
-            "output_groups": _unpadded(output_table(self.output_fms, self.kout)),
-            "blocks": blocks,
-        }
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any], crossbar: Crossbar) -> "LayerPlan":
-        """The layer that `to_dict` wrote.
-
-        Raises:
-            PlanError: the listed blocks contradict the count beside them.
-        """
-        geometry = LayerGeometry(**_tuples(data["geometry"]))
-        layer = cls(
-            geometry,
-            crossbar,
-            Tiling(**_tuples(data["tiling"])),
-            data["grain"],
-            data["prunable"],
-            input_order=_read_order(data, "input", geometry.conv_groups, geometry.group_inputs),
-            output_order=_read_order(data, "output", geometry.conv_groups, geometry.group_outputs),
-        )
-        if data["pruned"]:
-            layer = replace(layer, mask=_read_mask(data["blocks"], layer))
-        listed = len(data["blocks"]) * layer.tiling.crossbars_per_block
-        if not listed == layer.compute_crossbars == data["compute_crossbars"]:
-            raise PlanError(
-                f"{layer.name}: the plan says {data['compute_crossbars']} compute crossbars but "
-                f"lists {listed}: the file was changed by hand or cut short."
-            )
-        return layer
-
 
 def _taps_inside(geometry: LayerGeometry, axis: int) -> int:
     """(output, kernel) positions along one axis that read a real input, not zero padding."""
@@ -348,7 +299,8 @@ def _global_order(order: Tensor | None, groups: int, fms: int) -> Tensor:
     return first + (torch.arange(fms) if order is None else order)
 
 
-def _checked(name: str, side: str, order: Tensor, groups: int, fms: int) -> Tensor:
+def checked_order(name: str, side: str, order: Tensor, groups: int, fms: int) -> Tensor:
+    """A copy of the order, which must be a permutation per conv group: (groups, fms)."""
     order = order.detach().cpu()
     if tuple(order.shape) != (groups, fms) or not bool(
         (order.sort(1).values == torch.arange(fms)).all()
@@ -358,35 +310,3 @@ def _checked(name: str, side: str, order: Tensor, groups: int, fms: int) -> Tens
             f"{groups} conv groups, shape ({groups}, {fms}); its shape is {tuple(order.shape)}."
         )
     return order.long().clone()
-
-
-def _unpadded(table: Tensor) -> list[list[int]]:
-    return [[fm for fm in row if fm >= 0] for row in table.tolist()]
-
-
-def _read_order(data: dict[str, Any], side: str, groups: int, fms: int) -> Tensor | None:
-    if not data[f"{side}s_reordered"]:
-        return None
-    flat = torch.tensor([fm for group in data[f"{side}_groups"] for fm in group])
-    return _checked(data["name"], side, flat.view(groups, fms) % fms, groups, fms)
-
-
-def _read_mask(blocks: list[list[Any]], layer: LayerPlan) -> Tensor:
-    mask = torch.zeros(layer.mask_shape, dtype=torch.bool)
-    pairs = [
-        (unit, group % layer.input_groups)
-        for group, columns in blocks
-        for unit in (columns if isinstance(columns, list) else [columns])
-    ]
-    if pairs:
-        units, groups = torch.tensor(pairs).unbind(1)
-        mask[units, groups] = True
-    return mask
-
-
-def _lists(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: list(v) if isinstance(v, tuple) else v for k, v in fields.items()}
-
-
-def _tuples(fields: dict[str, Any]) -> dict[str, Any]:
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()}

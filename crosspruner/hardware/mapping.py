@@ -10,147 +10,20 @@ column per output FM. A crossbar takes `kin` whole FMs of rows and `kout` output
 Cuts are full tiles, then the rest: 513 inputs on 256 rows are 256 + 256 + 1.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from crosspruner.errors import ConfigError, MappingError
+from crosspruner.errors import MappingError
 from crosspruner.hardware.crossbar import Crossbar
-
-MAPPINGS = ("folded", "semifolded", "unfolded")
-KERNEL_ROWS = ("all", "one")
-PRESETS = ("liang2018",)
+from crosspruner.hardware.geometry import LayerGeometry as LayerGeometry
+from crosspruner.hardware.mapping_spec import MappingSpec as MappingSpec
 
 
 def ceil_div(a: int, b: int) -> int:
     """Rounds a / b up, for whole numbers."""
     return -(-a // b)
-
-
-@dataclass(frozen=True)
-class LayerGeometry:
-    """The shapes of one layer, everything that its crossbar count depends on.
-
-    Pairs are (height, width). A linear layer is a 1x1 convolution of one position.
-    """
-
-    name: str
-    """Dotted module name."""
-    kind: str
-    """"conv" or "linear"."""
-    in_channels: int
-    """Input FMs (linear: input features), all conv groups together."""
-    out_channels: int
-    """Output FMs, all conv groups together."""
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    """Zeros above and to the left; those below and to the right follow from `out_size`."""
-    dilation: tuple[int, int] = (1, 1)
-    conv_groups: int = 1
-    """`groups` of the convolution: that many separate unrolled kernel matrices."""
-    in_size: tuple[int, int] = (1, 1)
-    """Input FM size. With a padding mode other than zeros: the size after padding."""
-    out_size: tuple[int, int] = (1, 1)
-    calls: int = 1
-    """Times the layer is applied per image (a shared module; a linear layer over tokens)."""
-
-    @property
-    def group_inputs(self) -> int:
-        """Input FMs of one conv group."""
-        return self.in_channels // self.conv_groups
-
-    @property
-    def group_outputs(self) -> int:
-        """Output FMs of one conv group."""
-        return self.out_channels // self.conv_groups
-
-
-@dataclass(frozen=True)
-class MappingSpec:
-    """A mapping and the choices that a user may fix in it.
-
-    Raises:
-        ConfigError: a name, a choice or a number is not allowed.
-    """
-
-    name: str = "semifolded"
-    """folded, semifolded or unfolded."""
-    kernel_rows: str = "all"
-    """Semi-folded and unfolded only. `all`: a crossbar sees all kernel rows at once. `one`: each
-    kernel row has crossbars of its own, whose outputs are added up."""
-    kin: int | None = None
-    """Input FMs per crossbar, for every layer; None chooses per layer. Clipped to the layer."""
-    kout: int | None = None
-    """Output FMs per crossbar, for every layer; None chooses per layer. Clipped to the layer."""
-    layers: Mapping[str, Mapping[str, int]] = field(default_factory=dict, hash=False)
-    """{layer name: {"kin": .., "kout": ..}}: wins over `kin` and `kout`."""
-    applies_to: str = "all"
-    """`all` or `conv`: the layers that the model-wide `kin` and `kout` hold for."""
-    differential: bool | None = None
-    """True or False overrides the crossbar's `differential`; None keeps it."""
-
-    def __post_init__(self) -> None:
-        _choice("mapping", self.name, MAPPINGS)
-        _choice("mapping.kernel_rows", self.kernel_rows, KERNEL_ROWS)
-        _choice("mapping.applies_to", self.applies_to, ("all", "conv"))
-        _positive("mapping.kin", self.kin)
-        _positive("mapping.kout", self.kout)
-        layers = {}
-        for name, given in dict(self.layers).items():
-            if unknown := set(given) - {"kin", "kout"}:
-                raise ConfigError(
-                    f'mapping.layers."{name}" has {sorted(unknown)}: only kin and kout are allowed.'
-                )
-            for key, value in given.items():
-                _positive(f'mapping.layers."{name}".{key}', value)
-            layers[str(name)] = dict(given)
-        object.__setattr__(self, "layers", layers)
-
-    @classmethod
-    def of(cls, mapping: "str | MappingSpec") -> "MappingSpec":
-        """Turns a mapping's name, or the preset "liang2018", into a spec.
-
-        liang2018 is semi-folded with one kernel row per crossbar, Kout 4 in convolutions and
-        differential columns. On 256x256 it gives Kin 8 for FMs 32 wide and Kin 16 for 16 wide, the
-        figures of the paper. That linear layers fill their crossbars instead is our reading.
-
-        Raises:
-            ConfigError: the name is unknown.
-
-        Source: Liang et al., IEEE Access 2018 (figures); our reading of how they come about.
-        """
-        if isinstance(mapping, MappingSpec):
-            return mapping
-        if mapping == "liang2018":
-            return cls("semifolded", "one", kout=4, applies_to="conv", differential=True)
-        _choice("mapping", mapping, (*MAPPINGS, *PRESETS))
-        return cls(mapping)
-
-    def crossbar(self, crossbar: Crossbar) -> Crossbar:
-        """The crossbar with this mapping's `differential`, where it sets one."""
-        if self.differential is None or self.differential == crossbar.differential:
-            return crossbar
-        return Crossbar(
-            crossbar.rows,
-            crossbar.cols,
-            crossbar.weight_bits,
-            crossbar.cell_bits,
-            self.differential,
-        )
-
-    def given(self, geometry: LayerGeometry) -> tuple[int | None, int | None]:
-        """Kin and Kout that the user fixed for this layer, clipped to its FMs; None = choose."""
-        whole = self.applies_to == "all" or geometry.kind == "conv"
-        own = self.layers.get(geometry.name, {})
-        kin = own.get("kin", self.kin if whole else None)
-        kout = own.get("kout", self.kout if whole else None)
-        return (
-            None if kin is None else min(kin, geometry.group_inputs),
-            None if kout is None else min(kout, geometry.group_outputs),
-        )
 
 
 @dataclass(frozen=True)
@@ -195,8 +68,9 @@ def choose_tiling(geometry: LayerGeometry, crossbar: Crossbar, spec: str | Mappi
     """Cuts one layer into the fewest compute crossbars.
 
     The window (h, w) is searched; for each, Kin and Kout are the given ones or the largest that
-    fit. Ties go to fewer slices, then to larger Kin, larger Kout, and the smaller window. Where not even one output position of one FM
-    fits into the rows, the FM is split over `row_splits` crossbars and Kin is 1.
+    fit. Ties go to fewer slices, then to larger Kin, larger Kout, and the smaller window. Where not
+    even one output position of one FM fits into the rows, the FM is split over `row_splits`
+    crossbars and Kin is 1.
 
     Args:
         geometry: the layer's shapes.
@@ -303,18 +177,6 @@ def _phases(geometry: LayerGeometry, spec: MappingSpec) -> int:
 
 def _ceil(a: Tensor | int, b: Tensor | int) -> Tensor:
     return -(-a // b)  # type: ignore[return-value]
-
-
-def _choice(key: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{key}={value}: choose one of {', '.join(allowed)}.")
-
-
-def _positive(key: str, value: object) -> None:
-    if value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{key}={value!r}: it must be a whole number of at least 1, or null.")
 
 
 def _raise_unfit(

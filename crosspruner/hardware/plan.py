@@ -14,9 +14,8 @@ from crosspruner.hardware.crossbar import Crossbar
 from crosspruner.hardware.layer_plan import LayerPlan
 from crosspruner.hardware.mapping import MappingSpec, choose_tiling
 from crosspruner.hardware.packing import GRAINS
+from crosspruner.hardware.plan_file import VERSION, read_layer, to_text, write_layer
 from crosspruner.hardware.trace import trace
-
-VERSION = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +174,7 @@ class Plan:
             "input_shape": list(self.input_shape),
             "shared": dict(self.shared),
             "not_mapped": dict(self.not_mapped),
-            "layers": [layer.to_dict() for layer in self.layers],
+            "layers": [write_layer(layer) for layer in self.layers],
         }
 
     @classmethod
@@ -193,7 +192,7 @@ class Plan:
         try:
             crossbar = Crossbar(**data["crossbar"])
             plan = cls(
-                layers=tuple(LayerPlan.from_dict(item, crossbar) for item in data["layers"]),
+                layers=tuple(read_layer(item, crossbar) for item in data["layers"]),
                 crossbar=crossbar,
                 mapping=MappingSpec(**data["mapping"]),
                 grain=_grain(data["grain"]),
@@ -225,7 +224,7 @@ class Plan:
         """
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(_lines(self.to_dict()) + "\n", encoding="utf-8")
+        path.write_text(to_text(self.to_dict()) + "\n", encoding="utf-8")
         return path
 
     @classmethod
@@ -324,14 +323,3 @@ def _grain(grain: str) -> str:
     if grain not in GRAINS:
         raise ConfigError(f"grain={grain}: choose one of {', '.join(GRAINS)}.")
     return grain
-
-
-def _lines(value: Any, indent: str = "") -> str:
-    """JSON with a line per key, and lists of numbers on one line."""
-    inner = indent + " "
-    if isinstance(value, dict) and value:
-        items = [f"{inner}{json.dumps(k)}: {_lines(v, inner)}" for k, v in value.items()]
-        return "{\n" + ",\n".join(items) + f"\n{indent}}}"
-    if isinstance(value, list) and value and isinstance(value[0], dict):
-        return "[\n" + ",\n".join(inner + _lines(v, inner) for v in value) + f"\n{indent}]"
-    return json.dumps(value, separators=(",", ":"))
