@@ -1,0 +1,108 @@
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from crosspruner.errors import RunFolderError
+from crosspruner.reporting import write_run_report
+
+
+class Reader(HTMLParser):
+    """Collects what a page refers to, and whether its elements are closed in order."""
+
+    VOID = frozenset({"meta", "link", "img", "br"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.addresses: list[str] = []
+        self.images: list[dict] = []
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag not in self.VOID:
+            self.open.append(tag)
+        if "id" in values:
+            self.ids.append(values["id"])
+        self.addresses += [v for k, v in attrs if k in ("src", "href", "xlink:href") and v]
+        if tag == "img":
+            self.images.append(values)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def read(path) -> tuple[str, Reader]:
+    text = path.read_text(encoding="utf-8")
+    reader = Reader()
+    reader.feed(text)
+    assert reader.open == []
+    assert len(reader.ids) == len(set(reader.ids))
+    return text, reader
+
+
+def test_page_of_a_finished_run(run_dir):
+    page = write_run_report(run_dir)
+    assert page == run_dir / "report.html"
+    text, reader = read(page)
+    assert "vgg8 on digits" in text
+    assert "7,238" in text  # dense compute crossbars of the fake network, summed by hand
+    assert text.count("<svg") == 5
+    assert len(reader.images) == 6
+    assert all("survive" in image["alt"] for image in reader.images)
+    assert "python train.py model=vgg8 crossbar=256x256" in text
+    assert ">nan" not in text.lower()
+
+
+def test_page_refers_to_nothing_outside_its_folder(run_dir):
+    text, reader = read(write_run_report(run_dir))
+    assert all(a.startswith(("data:", "#")) or (run_dir / a).is_file() for a in reader.addresses)
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r"https?://[^\s\"'<>]+", text)) <= namespaces
+
+
+def test_page_of_a_failed_run_carries_the_message_escaped(make_run, tmp_path):
+    message = "BudgetError: ratio=0.99 <b>cannot</b> be met & so on"
+    run = make_run(tmp_path / "run", status="failed", message=message)
+    text, _ = read(write_run_report(run))
+    assert "This run failed" in text
+    assert "BudgetError: ratio=0.99 &lt;b&gt;cannot&lt;/b&gt; be met &amp; so on" in text
+    assert "Traceback" in text
+    assert text.count("<svg") == 2
+
+
+def test_page_of_an_empty_and_of_a_broken_run(tmp_path, run_dir):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/FAILED").write_text("")
+    assert "carries no message" in read(write_run_report(tmp_path / "empty"))[0]
+    (run_dir / "summary.json").write_text("{")
+    (run_dir / "metrics.csv").write_text("")
+    text, _ = read(write_run_report(run_dir))
+    assert "summary.json cannot be read" in text
+    assert "metrics.csv cannot be read" in text
+    assert "7,238" in text  # from crossbars.csv
+
+
+def test_deep_network_stays_under_two_megabytes(make_run, deep_network, tmp_path):
+    run = make_run(tmp_path / "run", layers=deep_network, grain="column")
+    page = write_run_report(run)
+    assert read(page)[0].count("<img") == 52
+    assert page.stat().st_size < 2_000_000
+
+
+def test_same_run_same_page(run_dir):
+    first = write_run_report(run_dir).read_bytes()
+    assert write_run_report(str(run_dir)).read_bytes() == first
+    assert not list(run_dir.glob(".*.part"))
+
+
+def test_no_run_no_page(tmp_path):
+    with pytest.raises(RunFolderError):
+        write_run_report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
