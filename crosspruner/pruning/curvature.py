@@ -1,0 +1,179 @@
+"""Running curvature of a layer while it trains: what a group costs once the others make up for it.
+
+The output error of removing the groups R of a layer and refitting the rest in closed form is
+tr(W_R' [(H^-1)_RR]^-1 W_R) with H = E[x x'] the second moment of the layer's input patches. For one
+group this is its saliency; it needs only the diagonal blocks of H^-1. H is kept as an exponential
+moving average over randomly drawn patches of the training batches.
+
+Source: optimal brain surgeon (Hassibi and Stork 1993) in its group form (OSSCAR, Meng et al. 2024);
+using it as the state of a per-step LGD is our reading (design, section 4.8).
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crosspruner.sparsity import GroupLayout
+
+
+class RunningMoment:
+    """Moving average of the patch second moment of one layer, cut where it would grow too large.
+
+    Args:
+        module: a Conv2d or Linear layer.
+        layout: its groups.
+        rows: patches drawn from each batch.
+        memory: share of the old average that an update keeps, in [0, 1).
+        widest: rows of the largest moment kept whole. A wider layer is treated as several runs of
+            consecutive input groups without correlation between runs.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        layout: GroupLayout,
+        rows: int = 512,
+        memory: float = 0.95,
+        widest: int = 2304,
+    ) -> None:
+        self.module = module
+        self.layout = layout
+        self.rows = rows
+        self.memory = memory
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        self.positions = weight[0, 0].numel()
+        self.width = layout.kin * self.positions
+        runs = -(-layout.input_groups * self.width // max(widest, self.width))
+        self.groups_per_run = -(-layout.input_groups // runs)
+        self.runs = -(-layout.input_groups // self.groups_per_run)
+        side = self.groups_per_run * self.width
+        self.moment = torch.zeros(layout.conv_groups * self.runs, side, side)
+        self.seen = 0.0
+
+    @torch.no_grad()
+    def update(self, inputs: Tensor, generator: torch.Generator) -> None:
+        """Take in the layer's input of one batch, (B, Cin, H, W) or (B, ..., Cin)."""
+        patches = draw_patches(self.module, inputs, self.rows, generator)
+        patches = by_input_group(patches, self.layout, self.runs * self.groups_per_run)
+        patches = patches.reshape(self.layout.conv_groups, self.rows, self.runs, -1)
+        patches = patches.transpose(1, 2).flatten(0, 1)
+        self.moment = self.moment.to(patches.device).mul_(self.memory)
+        self.moment.baddbmm_(
+            patches.transpose(1, 2), patches, alpha=(1 - self.memory) / patches.shape[1]
+        )
+        self.seen = self.memory * self.seen + 1 - self.memory
+
+    @torch.no_grad()
+    def inverse_blocks(self, damping: float = 0.01) -> Tensor:
+        """[(H^-1)_gg]^-1 of every input group.
+
+        Args:
+            damping: share of the mean diagonal that is added to the diagonal, > 0.
+
+        Returns:
+            (G, P, w, w) for G convolution groups, P input groups, w = Kin * kernel positions. The
+            rows past the end of a shorter last group meet zero weights only.
+        """
+        assert self.seen > 0, "no batch was seen yet"
+        layout = self.layout
+        moment = self.moment / self.seen
+        diagonal = moment.diagonal(dim1=1, dim2=2)
+        mean = diagonal.sum() / (layout.conv_groups * layout.fan_in * self.positions)
+        diagonal.add_(damping * mean.clamp(min=torch.finfo(moment.dtype).tiny ** 0.5))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(moment))
+        blocks = inverse.view(
+            layout.conv_groups, self.runs, self.groups_per_run, self.width, -1, self.width
+        )
+        own = blocks.diagonal(dim1=2, dim2=4).permute(0, 1, 4, 2, 3).flatten(1, 2)
+        return torch.linalg.inv(own[:, : layout.input_groups])
+
+
+@torch.no_grad()
+def saliency(weight: Tensor, inverse_blocks: Tensor, layout: GroupLayout) -> Tensor:
+    """tr(W_g' [(H^-1)_gg]^-1 W_g) of every group, in shares of its output's energy.
+
+    Args:
+        weight: (Cout, fan_in, ...).
+        inverse_blocks: (G, P, w, w) from `RunningMoment.inverse_blocks`.
+        layout: the groups.
+
+    Returns:
+        (U, P), >= 0. Each output's values are divided by their sum over the input groups: the batch
+        norm that usually follows makes an error count relative to its output's scale.
+    """
+    groups, inputs, width, _ = inverse_blocks.shape
+    rows = weight.detach().to(inverse_blocks.dtype).reshape(groups, -1, weight[0].numel())
+    parts = by_input_group(rows, layout, inputs).view(groups, -1, inputs, width)
+    energy = torch.einsum("gopv,gpvw,gopw->gop", parts, inverse_blocks, parts).clamp(min=0)
+    energy = energy.flatten(0, 1)  # (Cout, P)
+    share = energy / energy.sum(dim=1, keepdim=True).clamp(min=torch.finfo(energy.dtype).tiny)
+    if layout.grain == "column":
+        return share
+    sums = share.new_zeros(layout.shape)
+    return sums.index_add_(0, layout.unit_of_output.to(share.device), share)
+
+
+@torch.no_grad()
+def draw_patches(
+    module: nn.Module, inputs: Tensor, rows: int, generator: torch.Generator
+) -> Tensor:
+    """Input patches at random images and output positions.
+
+    Args:
+        module: a Conv2d or Linear layer.
+        inputs: its input, (B, Cin, H, W) or (B, ..., Cin).
+        rows: patches to draw, with replacement.
+        generator: CPU generator of the draw.
+
+    Returns:
+        (G, rows, fan_in * kernel positions) float32, in the order of the flattened weight.
+    """
+    if not isinstance(module, nn.Conv2d):
+        flat = inputs.reshape(-1, inputs.shape[-1])
+        pick = torch.randint(len(flat), (rows,), generator=generator).to(inputs.device)
+        return flat[pick].float().unsqueeze(0)
+    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
+    top, left, bottom, right = _padding(module)
+    padded = F.pad(inputs, (left, right, top, bottom))
+    high = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
+    wide = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    image, y, x = (
+        torch.randint(n, (rows,), generator=generator).to(inputs.device)
+        for n in (len(inputs), high, wide)
+    )
+    down = y.unsqueeze(1) * sh + torch.arange(kh, device=inputs.device) * dh
+    across = x.unsqueeze(1) * sw + torch.arange(kw, device=inputs.device) * dw
+    # Advanced indices around the channel slice put it last: (rows, kh, kw, Cin).
+    patches = padded[image[:, None, None], :, down[:, :, None], across[:, None, :]]
+    patches = patches.permute(3, 0, 1, 2).float().reshape(module.groups, -1, rows, kh * kw)
+    return patches.transpose(1, 2).flatten(2)
+
+
+def _padding(module: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right padding of a convolution."""
+    if isinstance(module.padding, str):
+        if module.padding == "valid":
+            return 0, 0, 0, 0
+        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
+        return spans[0] // 2, spans[1] // 2, spans[0] - spans[0] // 2, spans[1] - spans[1] // 2
+    top, left = module.padding
+    return top, left, top, left
+
+
+def by_input_group(rows: Tensor, layout: GroupLayout, input_groups: int) -> Tensor:
+    """Put columns (input FM, kernel position) in the order of the input groups, zero-padded.
+
+    Args:
+        rows: (G, n, fan_in * positions).
+        layout: the groups.
+        input_groups: input groups to pad to, >= layout.input_groups.
+
+    Returns:
+        (G, n, input_groups * Kin * positions).
+    """
+    kernels = rows.unflatten(2, (layout.fan_in, -1))
+    if layout.input_order is not None:
+        order = layout.input_order.to(rows.device)[:, None, :, None].expand_as(kernels)
+        kernels = torch.gather(kernels, 2, order)
+    return F.pad(kernels, (0, 0, 0, input_groups * layout.kin - layout.fan_in)).flatten(2)

@@ -1,0 +1,86 @@
+"""One layer under a mask, without touching its keys, its shape or its forward pass.
+
+The weight parameter itself holds the pruned weight, exact zeros included, so autograd returns
+dLoss/dW_eff for kept and pruned groups alike and nothing has to be undone before saving. What a
+pruned group held when it was removed waits in `dormant`, and is put back if the group is revived.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from crosspruner.sparsity import GroupLayout
+
+
+class MaskedLayer:
+    """A layer's weight, its mask and what the mask holds back.
+
+    Args:
+        module: the layer; only `module.weight` is read and written, in place.
+        layout: its groups.
+    """
+
+    def __init__(self, module: nn.Module, layout: GroupLayout) -> None:
+        self.module = module
+        self.layout = layout
+        self.mask = torch.ones(layout.shape, dtype=torch.bool, device=self.weight.device)
+        self.dormant = torch.zeros_like(self.weight, requires_grad=False)
+        self._keep: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The parameter, (Cout, fan_in, ...)."""
+        weight = self.module.weight
+        assert isinstance(weight, Tensor)
+        return weight
+
+    @property
+    def kept(self) -> Tensor:
+        """Bool tensor that broadcasts against the weight: True where it is kept."""
+        if self._keep is None:
+            self._keep = self.layout.expand_like(self.mask, self.weight)
+        return self._keep
+
+    @torch.no_grad()
+    def latent(self) -> Tensor:
+        """The weight with the pruned groups' waiting values in their places."""
+        return self.weight.detach() + self.dormant
+
+    @torch.no_grad()
+    def set_mask(self, mask: Tensor) -> None:
+        """Move newly pruned groups into `dormant` and revived ones back into the weight."""
+        latent = self.latent()
+        self.mask = mask.to(self.weight.device)
+        self._keep = None
+        self.weight.copy_(torch.where(self.kept, latent, 0.0))
+        self.dormant = torch.where(self.kept, torch.zeros_like(latent), latent)
+
+    @torch.no_grad()
+    def enforce(self) -> None:
+        """Make pruned weights exactly zero again, whatever momentum or weight decay did to them."""
+        self.weight.masked_fill_(~self.kept, 0.0)
+
+    @torch.no_grad()
+    def split_gradient(self) -> Tensor:
+        """Zero the pruned weights' gradient, returning dLoss/dbeta of every group first.
+
+        Returns:
+            (U, P) sum over each group of weight * gradient, waiting values included; zeros where
+            the weight got no gradient.
+        """
+        if self.weight.grad is None:
+            return torch.zeros(self.layout.shape, device=self.weight.device)
+        gradient = self.weight.grad
+        slope = self.layout.sum_by_group(self.latent().float() * gradient.float())
+        gradient.masked_fill_(~self.kept, 0.0)
+        return slope
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a resumed run needs: the mask and the waiting values."""
+        return {"mask": self.mask.cpu(), "dormant": self.dormant.cpu()}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore `state_dict`; the weight itself comes back with the model's own state."""
+        device = self.weight.device
+        self.mask = state["mask"].to(device)
+        self.dormant = state["dormant"].to(device)
+        self._keep = None

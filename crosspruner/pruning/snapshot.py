@@ -1,0 +1,57 @@
+"""Keeps the dense network as it stands when pruning begins, to be judged beside the pruned one."""
+
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from safetensors.torch import load_file, save_file
+
+from crosspruner.pruning.callback import CrossbarPruning
+from crosspruner.pruning.schedule import Phase
+
+
+class DenseSnapshot(pl.Callback):
+    """Writes the network's weights to a file at the last step before the prune phase.
+
+    Args:
+        path: the safetensors file to write. A resumed run that is past that step keeps the file
+            that lies beside the checkpoint it resumes from.
+        pruning: the callback whose schedule says when.
+    """
+
+    def __init__(self, path: str | Path, pruning: CrossbarPruning) -> None:
+        self.path = Path(path)
+        self.pruning = pruning
+        self.taken = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._take_if_due(trainer, pl_module)
+        if self.taken and not self.path.exists() and trainer.ckpt_path is not None:
+            earlier = Path(trainer.ckpt_path).parent / self.path.name
+            if earlier.exists():
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                save_file(load_file(earlier), self.path)
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._take_if_due(trainer, pl_module)
+
+    def _take_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.taken or self.pruning.phase_at(trainer.global_step) is Phase.DENSE:
+            return
+        self.taken = True
+        if trainer.is_global_zero:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            save_weights(pl_module.get_submodule(self.pruning.root), self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"taken": self.taken}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.taken = state_dict["taken"]
+
+
+def save_weights(network: Any, path: Path) -> None:
+    """Write a network's state dict under its plain keys."""
+    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, path)

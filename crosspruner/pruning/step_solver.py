@@ -1,0 +1,200 @@
+"""What each training step does to the state of a layer, and the mask that state asks for.
+
+`lgd_rpp` keeps a dense state d per layer. Each step moves d in dense space along a gradient taken
+at the current mask (LGD) and projects it with RPP onto the layer's crossbars; RPP's relaxation
+anneals to nothing, so that late masks are quiet. Two objectives give the gradient:
+
+    reconstruction   d moves toward the refit-aware saliency of each group (curvature.py): the
+                     gradient of |d - s|^2 / 2, s the error that removing the group would cost
+    loss             the task gradient dLoss/dbeta, smoothed and normalised
+
+The other solvers are the plain scores to compare with, under the same schedule and projection.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from crosspruner.errors import ConfigError
+from crosspruner.pruning.curvature import RunningMoment, saliency
+from crosspruner.pruning.masked_layer import MaskedLayer
+from crosspruner.solver.rpp import relaxed_scores
+from crosspruner.sparsity import GroupLayout, project
+
+STEP_SOLVERS = ("lgd_rpp", "magnitude", "taylor", "random")
+OBJECTIVES = ("reconstruction", "loss")
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """How the state of a layer moves.
+
+    Args:
+        name: of the solver, one of STEP_SOLVERS.
+        objective: one of OBJECTIVES; lgd_rpp only.
+        step_size: LGD step eta in (0, 1]: the share of the way to the target that d moves a step.
+        smoothing: share of the old value that the smoothed task gradient keeps, in [0, 1).
+        moment_every: training steps between two updates of the running moments, >= 1.
+        refresh_every: training steps between two inversions of the running moments, >= 1.
+        moment_rows: input patches drawn for an update, >= 1.
+        damping: share of the mean diagonal added to a moment before it is inverted, > 0.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    name: str = "lgd_rpp"
+    objective: str = "reconstruction"
+    step_size: float = 0.05
+    smoothing: float = 0.9
+    moment_every: int = 8
+    refresh_every: int = 100
+    moment_rows: int = 512
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        for key, value, choices in (
+            ("solver", self.name, STEP_SOLVERS),
+            ("objective", self.objective, OBJECTIVES),
+        ):
+            if value not in choices:
+                raise ConfigError(
+                    f"{key}={value!r} is unknown while training: use one of {', '.join(choices)}"
+                )
+        if not 0 < self.step_size <= 1 or not 0 <= self.smoothing < 1 or self.damping <= 0:
+            raise ConfigError(
+                f"step_size={self.step_size} must lie in (0, 1], smoothing={self.smoothing} in "
+                f"[0, 1), damping={self.damping} above 0"
+            )
+        if min(self.moment_every, self.refresh_every, self.moment_rows) < 1:
+            raise ConfigError("moment_every, refresh_every and moment_rows must be 1 or more")
+
+    @property
+    def needs_moments(self) -> bool:
+        """Whether layers' inputs must be watched."""
+        return self.name == "lgd_rpp" and self.objective == "reconstruction"
+
+
+class LayerState:
+    """The solver's state of one layer.
+
+    Args:
+        layer: the layer under its mask.
+        settings: how the state moves.
+        generator: CPU generator; the random solver draws its scores from it once.
+    """
+
+    def __init__(
+        self, layer: MaskedLayer, settings: StepSettings, generator: torch.Generator
+    ) -> None:
+        self.layer = layer
+        self.settings = settings
+        self.dense = torch.zeros(layer.layout.shape)
+        self.slope = torch.zeros(layer.layout.shape)
+        self.started = False
+        self.moment: RunningMoment | None = None
+        self.inverse_blocks: Tensor | None = None
+        if settings.name == "random":
+            self.dense = torch.rand(layer.layout.shape, generator=generator)
+        if settings.needs_moments:
+            self.moment = RunningMoment(layer.module, layer.layout, rows=settings.moment_rows)
+
+    def refresh(self, moment: Tensor | None = None) -> None:
+        """Invert the running moment (or the given average of all processes' moments)."""
+        if self.moment is None or self.moment.seen == 0:
+            return
+        if moment is not None:
+            self.moment.moment = moment
+        self.inverse_blocks = self.moment.inverse_blocks(self.settings.damping)
+
+    @torch.no_grad()
+    def step(self, slope: Tensor) -> Tensor:
+        """Move the state by one training step and return it.
+
+        Args:
+            slope: (U, P) dLoss/dbeta of this step.
+
+        Returns:
+            (U, P) on the CPU; higher = more worth keeping.
+        """
+        solver = self.settings.name
+        if solver == "magnitude":
+            self.dense = block_norms(self.layer)
+        elif solver == "taylor":
+            keep = self.settings.smoothing
+            self.dense = keep * self.dense + (1 - keep) * slope.abs().cpu()
+        elif solver == "lgd_rpp":
+            self._descend(slope.cpu())
+        return self.dense
+
+    def _descend(self, slope: Tensor) -> None:
+        eta = self.settings.step_size
+        if self.settings.objective == "reconstruction":
+            target = self._saliency()
+            self.dense = target if not self.started else self.dense + eta * (target - self.dense)
+        else:
+            if not self.started:
+                self.dense = block_norms(self.layer)
+                self.dense /= self.dense.mean().clamp(min=torch.finfo(self.dense.dtype).tiny)
+            keep = self.settings.smoothing
+            self.slope = keep * self.slope + (1 - keep) * slope
+            scale = self.slope.std().clamp(min=torch.finfo(slope.dtype).tiny)
+            self.dense = (self.dense - eta * self.slope / scale).clamp(min=0)
+        self.started = True
+
+    def _saliency(self) -> Tensor:
+        blocks, layout = self.inverse_blocks, self.layer.layout
+        weight = self.layer.latent().float()
+        if blocks is None:  # nothing seen yet: white inputs
+            width = layout.kin * weight[0, 0].numel()
+            blocks = torch.eye(width).expand(layout.conv_groups, layout.input_groups, width, width)
+        return saliency(weight, blocks.to(weight.device), layout).cpu()
+
+    def state_dict(self) -> dict[str, object]:
+        """Tensors and plain numbers that a resumed run needs."""
+        state: dict[str, object] = {
+            "dense": self.dense,
+            "slope": self.slope,
+            "started": self.started,
+            "inverse_blocks": self.inverse_blocks,
+        }
+        if self.moment is not None:
+            state |= {"moment": self.moment.moment, "seen": self.moment.seen}
+        return state
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restore `state_dict`."""
+        self.dense, self.slope = state["dense"], state["slope"]
+        self.started, self.inverse_blocks = state["started"], state["inverse_blocks"]
+        if self.moment is not None:
+            self.moment.moment, self.moment.seen = state["moment"], state["seen"]
+
+
+def block_norms(layer: MaskedLayer) -> Tensor:
+    """(U, P) L2 norm of each group's latent weights, on the CPU."""
+    return layer.layout.sum_by_group(layer.latent().float().square()).sqrt().cpu()
+
+
+def relaxed_projection(
+    state: Tensor, blocks: int, relax: float, layout: GroupLayout, generator: torch.Generator
+) -> Tensor:
+    """RPP onto a number of crossbars: draw among the relaxed candidates, then fill the crossbars.
+
+    Args:
+        state: (U, P) finite.
+        blocks: blocks to keep.
+        relax: RPP's relaxation, >= 0; 0 is the plain projection and draws nothing.
+        layout: the groups.
+        generator: CPU generator of the draw.
+
+    Returns:
+        (U, P) bool, exactly `blocks` blocks.
+
+    Source: Liang et al. 2018 (RPP); the draw over a whole layer and onto the staircase of packed
+    columns is our reading.
+    """
+    if relax > 0 and blocks < layout.blocks:
+        groups = blocks if layout.grain == "crossbar" else min(blocks * layout.kout, state.numel())
+        state = relaxed_scores(state.reshape(1, -1), groups, relax, generator).view_as(state)
+    return project(state, blocks, layout)

@@ -1,0 +1,93 @@
+"""What a finished run leaves behind: the pruned network, its plan, its layer table, its summary."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crosspruner.hardware import Plan
+from crosspruner.reporting.layers import write_layer_table
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came out of a run.
+
+    Args:
+        dense_accuracy: test accuracy before pruning, 0 to 1; None where it is not known.
+        accuracy: test accuracy of the pruned network, 0 to 1.
+        plan: the packed plan of the pruned network.
+        masks: layer name -> (U, P) bool.
+    """
+
+    dense_accuracy: float | None
+    accuracy: float
+    plan: Plan
+    masks: dict[str, Tensor]
+
+
+def save_pruned(
+    folder: Path, network: nn.Module, plan: Plan, masks: dict[str, Tensor]
+) -> None:
+    """Write weights.safetensors (plain keys, exact zeros), masks.safetensors and mapping.json.
+
+    Args:
+        folder: made if it does not exist.
+        network: the pruned network; loads back with strict keys into the vanilla one.
+        plan: its packed plan.
+        masks: layer name -> (U, P) bool, stored as uint8.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
+    save_file({k: v.cpu().byte() for k, v in masks.items()}, folder / "masks.safetensors")
+    plan.save(folder / "mapping.json")
+
+
+def summary_of(outcome: Outcome, labels: dict[str, Any], seconds: float) -> dict[str, Any]:
+    """The flat figures of `summary.json`.
+
+    Args:
+        outcome: what came out.
+        labels: how the run was made: model, data, crossbar, mapping, grain, ratio, seed, ...
+        seconds: wall time of the run.
+    """
+    plan, dense = outcome.plan, outcome.plan.dense
+    drop = None
+    if outcome.dense_accuracy is not None:
+        drop = outcome.dense_accuracy - outcome.accuracy
+    return {
+        **labels,
+        "dense_accuracy": outcome.dense_accuracy,
+        "accuracy": outcome.accuracy,
+        "accuracy_drop": drop,
+        "compute_crossbars_dense": dense.compute_crossbars,
+        "compute_crossbars": plan.compute_crossbars,
+        "compute_saved": 1 - plan.compute_crossbars / dense.compute_crossbars,
+        "total_crossbars_dense": dense.total_crossbars,
+        "total_crossbars": plan.total_crossbars,
+        "total_saved": 1 - plan.total_crossbars / dense.total_crossbars,
+        "weight_sparsity": 1 - plan.weights_kept,
+        "phases": plan.phases,
+        "wall_seconds": round(seconds, 1),
+    }
+
+
+def write_results(
+    folder: Path, network: nn.Module, outcome: Outcome, labels: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+    """Write all of a run's results into its folder.
+
+    Returns:
+        What `summary.json` holds.
+    """
+    save_pruned(folder / "pruned", network, outcome.plan, outcome.masks)
+    outcome.plan.save(folder / "mapping.json")
+    outcome.plan.dense.save(folder / "mapping_dense.json")
+    write_layer_table(outcome.plan, folder / "crossbars.csv")
+    summary = summary_of(outcome, labels, seconds)
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+    return summary
