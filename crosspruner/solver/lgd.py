@@ -9,6 +9,8 @@ pulled up step after step until it comes back. Stepping from beta itself (iterat
 thresholding) forgets that, and sticks at the first support it reaches.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -17,7 +19,7 @@ from crosspruner.solver.greedy import greedy_elimination
 from crosspruner.solver.rpp import check_keep, keep_first, relaxed_order
 from crosspruner.solver.swap import gram_loss, swap_descent
 
-# One chunk of the batch holds at most this many Gram entries (float64: 256 MB).
+# One chunk of the batch holds at most this many Gram entries, restarts counted (256 MB).
 _CHUNK_ENTRIES = 2**25
 
 
@@ -30,6 +32,7 @@ def lgd_rpp(
     restarts: int = 8,
     swaps: bool = True,
     generator: torch.Generator | None = None,
+    kicks: int = 8,
 ) -> Tensor:
     """Choose which groups each problem keeps so that its outputs change least.
 
@@ -46,6 +49,9 @@ def lgd_rpp(
             swaps (`swap_descent`). The loss is then never above greedy with swaps.
         generator: source of all randomness, on the device of `gram`. None: a new one with seed 0,
             so that equal problems get equal masks.
+        kicks: after the swaps, leave each local optimum this many times by an RPP draw on the
+            groups' marginal losses, swap down again and keep the better mask. Without swaps or
+            with relax = 0 there are no kicks.
 
     Returns:
         (B, P) bool, exactly `keep` True per row.
@@ -53,19 +59,19 @@ def lgd_rpp(
     Raises:
         SolverError: wrong shapes, NaN or infinite entries, an argument out of range.
 
-    Source: Liang et al., IEEE Access 2018 (LGD, RPP); step size, annealing, restarts and swaps are
-    our reading.
+    Source: Liang et al., IEEE Access 2018 (LGD, RPP); step size, annealing, restarts, swaps and
+    kicks are our reading.
     """
     gram, counts, h = check_problem(gram, keep, linear)
-    if steps < 0 or restarts < 1 or not relax >= 0:
+    if steps < 0 or restarts < 1 or kicks < 0 or not 0 <= relax < math.inf:
         raise SolverError(
-            "lgd_rpp needs steps >= 0, restarts >= 1 and relax >= 0;"
-            f" got steps={steps}, restarts={restarts}, relax={relax}"
+            "lgd_rpp needs steps >= 0, restarts >= 1, kicks >= 0 and a finite relax >= 0;"
+            f" got steps={steps}, restarts={restarts}, kicks={kicks}, relax={relax}"
         )
     if generator is None:
         generator = torch.Generator(gram.device).manual_seed(0)
     groups = gram.shape[1]
-    rows = max(1, _CHUNK_ENTRIES // max(1, groups * groups))
+    rows = max(1, _CHUNK_ENTRIES // max(1, groups * groups * (restarts + 1)))
     chosen = torch.zeros_like(h, dtype=torch.bool)
     for start in range(0, len(gram), rows):
         part = slice(start, start + rows)
@@ -75,11 +81,7 @@ def lgd_rpp(
             # Greedy's mask runs along, so that no luck of the draw ends above it.
             extra = greedy_elimination(part_gram, part_linear, counts[part]).unsqueeze(1)
             masks = torch.cat([masks, extra], dim=1)
-            masks = swap_descent(
-                part_gram.repeat_interleave(restarts + 1, 0),
-                part_linear.repeat_interleave(restarts + 1, 0),
-                masks.flatten(0, 1),
-            ).view_as(masks)
+            masks = _polish(part_gram, part_linear, masks, relax, kicks, generator)
         best = gram_loss(part_gram, part_linear, masks).argmin(1)
         chosen[part] = masks[torch.arange(len(masks), device=masks.device), best]
     return chosen
@@ -154,6 +156,36 @@ def _descend(
         best = torch.where(better, loss, best)
         best_mask = torch.where(better.unsqueeze(-1), mask, best_mask)
     return best_mask
+
+
+def _polish(
+    gram: Tensor,
+    linear: Tensor,
+    masks: Tensor,
+    relax: float,
+    kicks: int,
+    generator: torch.Generator,
+) -> Tensor:
+    """Swap every mask (B, R, P) down to a local optimum, and on from there. Returns (B, R, P)."""
+    shape = masks.shape
+    gram = gram.repeat_interleave(shape[1], 0)
+    linear = linear.repeat_interleave(shape[1], 0)
+    mask = swap_descent(gram, linear, masks.flatten(0, 1))
+    loss = gram_loss(gram, linear, mask)
+    keep = mask.sum(1)
+    own = gram.diagonal(dim1=1, dim2=2)
+    for _ in range(kicks if relax > 0 else 0):
+        # The score of a group is what the loss gains from having it: for a kept one the rise on
+        # pruning it, for a pruned one the fall (mostly negative here) on reviving it.
+        slope = 2 * ((gram @ mask.to(gram.dtype).unsqueeze(-1)).squeeze(-1) - linear)
+        score = torch.where(mask, own - slope, -own - slope)
+        kicked = keep_first(relaxed_order(score, keep, relax, generator), keep)
+        kicked = swap_descent(gram, linear, kicked)
+        kicked_loss = gram_loss(gram, linear, kicked)
+        better = kicked_loss < loss
+        mask = torch.where(better.unsqueeze(1), kicked, mask)
+        loss = torch.where(better, kicked_loss, loss)
+    return mask.view(shape)
 
 
 def largest_eigenvalue(gram: Tensor, iterations: int = 50) -> Tensor:

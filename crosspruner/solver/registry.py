@@ -105,8 +105,11 @@ def _lgd_rpp(
     relax: float = 0.5,
     restarts: int = 8,
     swaps: bool = True,
+    kicks: int = 8,
 ) -> Tensor:
-    return lgd_rpp(problem.gram, keep, problem.linear, steps, relax, restarts, swaps, generator)
+    return lgd_rpp(
+        problem.gram, keep, problem.linear, steps, relax, restarts, swaps, generator, kicks
+    )
 
 
 SOLVERS: dict[str, Callable[..., Tensor]] = {
