@@ -43,14 +43,14 @@ class ImageData(pl.LightningDataModule, ABC):
     Args:
         batch_size: images per batch and process.
         val_fraction: share of the training images that is held out for validation, in (0, 1),
-            stratified by class; not used where the data bring a validation split beside a test split.
+            stratified by class; not used where the data bring both validation and test images.
         num_workers: loader processes; 0 loads in the main process, right for images in memory.
         augment: vary the training images. False trains on them as they are.
         crop_padding: pixels by which a crop may shift an image (augment only).
         horizontal_flip: mirror half of the images (augment only).
         seed: >= 0; of the batch order and the augmentation.
-        split_seed: >= 0; of the held-out parts. Apart from `seed`, so that runs with other seeds that
-            start from one checkpoint never validate on images it was trained on.
+        split_seed: >= 0; of the held-out parts. Apart from `seed`, so that runs with other seeds
+            that start from one checkpoint never validate on images it was trained on.
         mean, std: per channel on a scale of 0 to 1; None measures the training images.
 
     Raises:
@@ -151,7 +151,7 @@ class ImageData(pl.LightningDataModule, ABC):
         return []
 
     def train_dataloader(self) -> DataLoader:
-        """Shuffled and augmented; an incomplete last batch is left out (the next epoch draws anew)."""
+        """Shuffled and augmented; an incomplete last batch is left out (each epoch of others)."""
         transform = v2.Compose([*self.train_steps(), *normalisation(*self.mean_std)])
         images = self.splits.train.transformed(transform, self.seed)
         sampler = EpochSampler(len(images), self.seed, *self._processes())

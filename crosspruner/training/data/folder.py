@@ -19,7 +19,7 @@ from crosspruner.training.data.augment import (
     large_centre_crop,
 )
 from crosspruner.training.data.base import ImageData, Splits
-from crosspruner.training.data.images import CachedImages, Images, LazyImages
+from crosspruner.training.data.images import CachedImages, Images, LazyImages, read_rgb
 
 log = logging.getLogger(__name__)
 
@@ -32,9 +32,9 @@ EXPECTED = "Expected DIR/train/CLASS/IMAGE with DIR/val or DIR/test (or both) be
 class FolderData(ImageData):
     """An image-folder tree: `dir`/train/CLASS/IMAGE, and val or test or both beside train.
 
-    With train, val and test each is what its name says. With train and test, `val_fraction` of train
-    is held out for validation. With train and val (as ImageNet comes), val is the test split, and
-    `val_fraction` of train is held out for validation: so that val is read once, at the end.
+    With train, val and test each is what its name says. With train and test, `val_fraction` of
+    train is held out for validation. With train and val (as ImageNet comes), val is the test split,
+    read once at the end, and `val_fraction` of train is held out for validation.
 
     Images up to 64 pixels are decoded once into memory; larger ones are read when asked for, with a
     random resized crop for training and the centre crop otherwise.
@@ -81,8 +81,10 @@ class FolderData(ImageData):
         return super().measure_mean_std() if self.cached else (IMAGENET_MEAN, IMAGENET_STD)
 
     def train_steps(self) -> list[v2.Transform]:
-        if self.cached or not self.augment:
-            return super().train_steps() if self.cached else self.eval_steps()
+        if self.cached:
+            return super().train_steps()
+        if not self.augment:
+            return self.eval_steps()
         return large_augmentation(self.image_size, self.horizontal_flip)
 
     def eval_steps(self) -> list[v2.Transform]:
@@ -135,34 +137,31 @@ def check_same_classes(classes: dict[Path, list[str]]) -> None:
             )
 
 
-def decode(path: str, size: tuple[int, int]) -> np.ndarray:
-    """One image file as (H, W, 3) uint8, resized where it has another size."""
-    try:
-        with PIL.Image.open(path) as opened:
-            image = opened.convert("RGB")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read as an image ({error}). Remove or replace it.") from error
-    if image.size != size[::-1]:
-        image = image.resize(size[::-1], PIL.Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
 def _as_images(listed: ImageFolder, size: tuple[int, int]) -> Images:
     labels = torch.tensor(listed.targets)
     if max(size) > LARGEST_CACHED:
         return LazyImages([Path(path) for path, _ in listed.samples], labels)
+    pixels = np.empty((len(labels), 3, *size), dtype=np.uint8)
+    resized = 0
     # One after the other: on images this small, threads spend more on the interpreter lock
     # than decoding takes (0.1 ms an image).
-    pixels = np.empty((len(labels), *size, 3), dtype=np.uint8)
     for row, (path, _) in enumerate(listed.samples):
-        pixels[row] = decode(path, size)
+        image = read_rgb(path)
+        if image.size != size[::-1]:
+            image = image.resize(size[::-1], PIL.Image.Resampling.BILINEAR)
+            resized += 1
+        pixels[row] = np.asarray(image).transpose(2, 0, 1)
     log.info("Read %d images of %s into memory", len(labels), listed.root)
-    return CachedImages(torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels)
+    if resized:
+        log.warning(
+            "%d of %d images of %s were resized to %dx%d pixels; data.image_size sets another size",
+            *(resized, len(labels), listed.root, *size),
+        )
+    return CachedImages(torch.from_numpy(pixels), labels)
 
 
 def _native_size(path: str) -> tuple[int, int]:
-    with PIL.Image.open(path) as image:
-        width, height = image.size
+    width, height = read_rgb(path).size
     return (height, width) if max(height, width) <= LARGEST_CACHED else (224, 224)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
+from crosspruner.errors import DataError
 from crosspruner.training.data.randomness import keyed_rng
 
 Transform = Callable[[Any], Tensor]
@@ -99,8 +100,22 @@ class LazyImages(Images):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         row = index % len(self)
-        with PIL.Image.open(self.paths[row]) as image:
-            return self._apply(image.convert("RGB"), index), self.labels[row]
+        return self._apply(read_rgb(self.paths[row]), index), self.labels[row]
 
     def collate(self, batch: Any) -> tuple[Tensor, Tensor]:
         return default_collate(batch)
+
+
+def read_rgb(path: str | Path) -> PIL.Image.Image:
+    """Read one image file of any mode as RGB.
+
+    Raises:
+        DataError: it is damaged, or no image.
+    """
+    try:
+        with PIL.Image.open(path) as image:
+            return image.convert("RGB")
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read as an image ({error}). Remove it, or replace it."
+        ) from error

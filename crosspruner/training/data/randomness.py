@@ -1,7 +1,7 @@
 """Random draws that depend on a key alone, never on what ran before them.
 
-Everything random in training data is drawn from a key such as (seed, epoch, image), so a resumed run
-sees the batches and augmentations of the run that was not interrupted.
+Everything random in training data is drawn from a key such as (seed, epoch, image), so a resumed
+run sees the batches and augmentations of the run that was not interrupted.
 """
 
 from collections.abc import Iterator

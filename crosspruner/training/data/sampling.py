@@ -12,8 +12,8 @@ class EpochSampler(DistributedSampler[int]):
     """A shuffled epoch whose order depends on (seed, epoch) only.
 
     It yields `epoch * size + index`: one integer that says which image, and which epoch's
-    augmentation of it (data sets take it modulo their size). So worker processes need no word of the
-    epoch. Lightning calls `set_epoch`, and leaves a DistributedSampler as it is.
+    augmentation of it (data sets take it modulo their size), so worker processes need not be told
+    the epoch. Lightning calls `set_epoch`, and leaves a DistributedSampler as it is.
 
     Args:
         size: number of images.

@@ -7,7 +7,9 @@ from torch import Tensor
 from crosspruner.errors import DataError
 
 
-def stratified_split(labels: Tensor, fraction: float, seed: int, part: str) -> tuple[Tensor, Tensor]:
+def stratified_split(
+    labels: Tensor, fraction: float, seed: int, part: str
+) -> tuple[Tensor, Tensor]:
     """Indices that stay, and indices that are held out.
 
     Args:
