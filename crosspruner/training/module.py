@@ -1,7 +1,7 @@
 """The LightningModule: a plain network, its loss, its metrics, its optimizer."""
 
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
@@ -38,8 +38,8 @@ class Classifier(pl.LightningModule):
             shifts of normalisation layers. False (the usual choice) leaves these alone.
         channels_last: keep images and weights in channels-last memory: faster convolutions on GPUs
             and on CPUs in bfloat16, the same numbers up to rounding.
-        seed: >= 0; draws inside the network (dropout) then depend on (seed, epoch, process) only, so
-            that a resumed run repeats them. None leaves the global generator alone.
+        seed: >= 0; draws inside the network (dropout) then depend on (seed, epoch, process) only,
+            so that a resumed run repeats them. None leaves the global generator alone.
     """
 
     def __init__(
@@ -62,10 +62,13 @@ class Classifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.decay_norm_and_bias = decay_norm_and_bias
         self.seed = seed
-        # A loss that is not a number must show as such, so nothing is dropped from the mean.
-        self.mean_loss, self.mean_accuracy = (
-            nn.ModuleDict({f"on_{s}": MeanMetric(nan_strategy="disable") for s in STAGES})
-            for _ in range(2)
+        # "disable" drops nothing: a loss that is not a number must show as such
+        self.means = nn.ModuleDict(
+            {
+                f"{stage}_{name}": MeanMetric(nan_strategy="disable")
+                for stage in ("train", "val", "test")
+                for name in ("loss", "acc")
+            }
         )
 
     def forward(self, images: Tensor) -> Tensor:
@@ -89,13 +92,11 @@ class Classifier(pl.LightningModule):
         images, labels = batch
         logits = self(images)
         loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
-        means = {"loss": self.mean_loss[f"on_{stage}"], "acc": self.mean_accuracy[f"on_{stage}"]}
-        means["loss"].update(loss.detach(), weight=len(labels))
-        means["acc"].update((logits.detach().argmax(dim=1) == labels).float())
-        for name, mean in means.items():
-            self.log(
-                f"{stage}/{name}", mean, on_step=False, on_epoch=True, prog_bar=stage != "test"
-            )
+        hits = (logits.detach().argmax(dim=1) == labels).float()
+        for name, value, weight in [("loss", loss.detach(), len(labels)), ("acc", hits, 1)]:
+            mean = cast(MeanMetric, self.means[f"{stage}_{name}"])
+            mean.update(value, weight)
+            self.log(f"{stage}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
         return loss
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
@@ -119,11 +120,8 @@ class Classifier(pl.LightningModule):
         trained = [p for p in self.net.parameters() if p.requires_grad]
         if self.decay_norm_and_bias:
             return [{"params": trained}]
-        groups = [
+        groups: list[dict[str, Any]] = [
             {"params": [p for p in trained if p.ndim > 1]},
             {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
         ]
         return [group for group in groups if group["params"]]
-
-
-STAGES = ("train", "val", "test")

@@ -17,12 +17,12 @@ class SyntheticData(ImageData):
     The same arguments always give the same images. All are held in memory.
 
     Args:
-        num_images: of all three splits together; a fifth is for test, `val_fraction` of the rest for
-            validation.
+        num_images: of all three splits together; a fifth is for test, `val_fraction` of the rest
+            for validation.
         num_classes: at least 1; images are dealt out evenly.
         image_size: height and width in pixels, or one number for both.
         noise: deviation of the noise over that of the patterns; 0 is trivial, above 3 hard.
-        **settings: those of ImageData; horizontal_flip is off unless given, as patterns have a side.
+        **settings: those of ImageData; horizontal_flip is off unless given: patterns have a side.
 
     Raises:
         DataError: a number is out of range, or (on setup) too small for three splits.

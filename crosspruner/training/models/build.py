@@ -34,8 +34,8 @@ def build_model(
         name: vgg8, vgg16, resnet20, resnet18, resnet34 or resnet50; with family "timm" or
             "torchvision" any classifier of theirs.
         num_classes: outputs, at least 1.
-        image_size: height and width in pixels. Up to 64 pixels our VGG16 and ResNets take their form
-            for small images, above it torchvision's; networks of a zoo are taken as they are.
+        image_size: height and width in pixels. Up to 64 pixels our VGG16 and ResNets take their
+            form for small images, above it torchvision's; networks of a zoo are taken as they are.
         in_channels: input FMs, at least 1.
         width: factor on the FMs of vgg8, vgg16 and resnet20, in (0, 8]; others only come at 1.
         family: "crosspruner" (the six above), "timm" or "torchvision".
@@ -74,8 +74,8 @@ def build_model(
         )
     if pretrained:
         raise ModelError(
-            f"model.pretrained=true given: there are no weights of {name} to download. Give a file: "
-            "model.weights=FILE."
+            f"model.pretrained=true given: there are no weights of {name} to download. Give a "
+            "file: model.weights=FILE."
         )
     if name == "resnet20":
         return ResNet20(num_classes, in_channels, width)

@@ -23,8 +23,8 @@ class ZeroPaddedShortcut(nn.Module):
 class ResNet20(nn.Module):
     """3x3 stem, three stages of three basic blocks with 16, 32, 64 FMs, average, linear.
 
-    Blocks and keys are torchvision's (conv1, bn1, layer1.0.conv1, ..., fc). Where a stage halves the
-    image the shortcut is ZeroPaddedShortcut: the paper's choice on CIFAR, and no weights to map.
+    Blocks and keys are torchvision's (conv1, bn1, layer1.0.conv1, ..., fc). Where a stage halves
+    the image the shortcut is ZeroPaddedShortcut: the paper's choice on CIFAR, no weights to map.
 
     Args:
         num_classes: outputs.

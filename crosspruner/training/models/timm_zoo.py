@@ -1,5 +1,7 @@
 """Classifiers of timm, any by name."""
 
+from typing import Any
+
 import timm
 from torch import nn
 
@@ -18,7 +20,7 @@ def timm_model(
 
     Args:
         name: as in timm.list_models(), with or without a weight tag ("resnet18.a1_in1k").
-        num_classes: outputs; pretrained networks get a new last layer where theirs has another number.
+        num_classes: outputs; pretrained networks get a new last layer where theirs has others.
         image_size: height and width in pixels.
         in_channels: input FMs; pretrained stems are adapted by timm.
         pretrained: download timm's weights.
@@ -30,7 +32,9 @@ def timm_model(
     if not timm.is_model(name):
         raise ModelError(unknown_name(name, timm.list_models(), "timm"))
     config = timm.get_pretrained_cfg(name)
-    fixed = {"img_size": image_size} if config is not None and config.fixed_input_size else {}
+    fixed: dict[str, Any] = {}
+    if config is not None and config.fixed_input_size:
+        fixed["img_size"] = image_size
     given = f"model=timm model.name={name}"
     try:
         net = timm.create_model(
@@ -38,8 +42,8 @@ def timm_model(
         )
     except (OSError, RuntimeError, AssertionError, TypeError, ValueError) as error:
         advice = (
-            "Pretrained weights need the network once (they are then kept); without it give a file: "
-            "model.pretrained=false model.weights=FILE."
+            "Pretrained weights need the internet once (they are then kept); without it give a "
+            "file: model.pretrained=false model.weights=FILE."
             if pretrained
             else "Choose another name, or another data.image_size."
         )

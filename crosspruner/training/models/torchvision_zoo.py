@@ -78,8 +78,9 @@ def fill_pretrained(net: nn.Module, name: str) -> None:
         state = models.get_model_weights(name).DEFAULT.get_state_dict(progress=False)
     except (OSError, RuntimeError) as error:
         raise ModelError(
-            f"The pretrained weights of {name} cannot be downloaded ({error}). Connect once and run "
-            "again (they are then kept), or give a file: model.pretrained=false model.weights=FILE."
+            f"The pretrained weights of {name} cannot be downloaded ({error}). They need the "
+            "internet once (they are then kept); without it give a file: model.pretrained=false "
+            "model.weights=FILE."
         ) from error
     report = fit_state(net, state)
     if not report.complete:

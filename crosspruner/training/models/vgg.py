@@ -30,7 +30,7 @@ class VGG(nn.Module):
         pooled_size: height and width that the features are averaged to before the linear layers
             (torchvision: 7x7); None takes them as they come.
         dropout: probability after each hidden linear layer; 0 builds no dropout layer.
-        conv_bias: whether convolutions have a bias (torchvision: yes, though batch-norm cancels it).
+        conv_bias: whether convolutions have a bias (torchvision: yes; batch-norm cancels it).
 
     Raises:
         ModelError: the image is too small for the number of poolings.

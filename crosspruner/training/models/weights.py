@@ -3,10 +3,9 @@
 import logging
 import pickle
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -104,8 +103,8 @@ def compare(
     )
 
 
-def strip_prefix(state: Mapping[str, Tensor], keys: Any) -> dict[str, Tensor]:
-    """Take off the prefix ("net.", "module.") with which most keys of `state` are keys of the model.
+def strip_prefix(state: Mapping[str, Tensor], keys: Iterable[str]) -> dict[str, Tensor]:
+    """Take off the prefix ("net.", "module.") with which most keys are keys of the model.
 
     Keys without that prefix stay as they are.
     """
@@ -144,8 +143,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"model.weights={path} holds Python objects, or is no checkpoint; only tensors and plain "
-            "values are read, as other objects can run code. Save model.state_dict() and give that."
+            f"model.weights={path} holds Python objects, or is no checkpoint. Only tensors and plain "
+            "values are read (other objects can run code): save model.state_dict() and give that."
         ) from error
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         raise CheckpointError(
@@ -156,7 +155,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
             content = content[name]
     if not isinstance(content, dict) or not any(isinstance(v, Tensor) for v in content.values()):
         raise CheckpointError(
-            f"model.weights={path} holds no state dict (a table of names and tensors, bare or under "
+            f"model.weights={path} holds no state dict (names and tensors, bare or under "
             '"state_dict"). Save model.state_dict() and give that.'
         )
     return {str(key): value for key, value in content.items() if isinstance(value, Tensor)}
