@@ -44,7 +44,7 @@ class ImageData(pl.LightningDataModule, ABC):
         batch_size: images per batch and process.
         val_fraction: share of the training images that is held out for validation, in (0, 1),
             stratified by class; not used where the data bring both validation and test images.
-        num_workers: loader processes; 0 loads in the main process, right for images in memory.
+        num_workers: loader processes for images read from files; images in memory need none.
         augment: vary the training images. False trains on them as they are.
         crop_padding: pixels by which a crop may shift an image (augment only).
         horizontal_flip: mirror half of the images (augment only).
@@ -194,12 +194,13 @@ class ImageData(pl.LightningDataModule, ABC):
     def _loader(
         self, images: Images, sampler: EpochSampler | ShareSampler, drop_last: bool = False
     ) -> DataLoader:
+        workers = 0 if isinstance(images, CachedImages) else self.num_workers
         return DataLoader(
             images,
             batch_size=self.batch_size,
             sampler=sampler,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
+            num_workers=workers,
+            persistent_workers=workers > 0,
             collate_fn=images.collate,
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),

@@ -143,8 +143,8 @@ def read_state(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
-            f"model.weights={path} holds Python objects, or is no checkpoint. Only tensors and plain "
-            "values are read (other objects can run code): save model.state_dict() and give that."
+            f"model.weights={path} holds Python objects, or is no checkpoint. Only tensors and "
+            "plain values are read, as objects can run code: save model.state_dict() and give that."
         ) from error
     except (OSError, RuntimeError, EOFError, SafetensorError) as error:
         raise CheckpointError(
