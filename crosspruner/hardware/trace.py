@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
 from crosspruner.errors import ModelError
 from crosspruner.hardware.mapping import LayerGeometry
@@ -85,7 +86,8 @@ def _forward(
     blank = torch.zeros((1, *input_shape), dtype=first.dtype, device="meta")
     try:
         shapes = {name: torch.empty_like(t, device="meta") for name, t in tensors.items()}
-        functional_call(model, shapes, (blank,))
+        with _NormsKeepShape():
+            functional_call(model, shapes, (blank,))
         return
     except Exception:  # any code may stand in a forward: values read back, custom kernels
         found.clear()
@@ -96,6 +98,17 @@ def _forward(
             f"{type(model).__name__} cannot run on an image of shape {tuple(input_shape)}: "
             f"{type(error).__name__}: {error}. Give the input_shape that the model expects."
         ) from error
+
+
+class _NormsKeepShape(TorchFunctionMode):
+    """Skips normalisations, whose shape rules are nine tenths of the time on meta tensors."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in (nn.functional.batch_norm, nn.functional.layer_norm, nn.functional.group_norm):
+            return torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def _is_layer(module: nn.Module) -> bool:
