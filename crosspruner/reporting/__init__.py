@@ -10,3 +10,5 @@ from crosspruner.reporting.layers import write_layer_table as write_layer_table
 from crosspruner.reporting.page import write_run_report as write_run_report
 from crosspruner.reporting.run_folder import RunFolder as RunFolder
 from crosspruner.reporting.run_folder import find_runs as find_runs
+from crosspruner.reporting.sweep import write_sweep_report as write_sweep_report
+from crosspruner.reporting.sweep_table import write_sweep_summary as write_sweep_summary

@@ -29,9 +29,7 @@ class Outcome:
     masks: dict[str, Tensor]
 
 
-def save_pruned(
-    folder: Path, network: nn.Module, plan: Plan, masks: dict[str, Tensor]
-) -> None:
+def save_pruned(folder: Path, network: nn.Module, plan: Plan, masks: dict[str, Tensor]) -> None:
     """Write weights.safetensors (plain keys, exact zeros), masks.safetensors and mapping.json.
 
     Args:

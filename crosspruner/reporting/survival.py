@@ -60,17 +60,18 @@ def survival_map(layer: str, share: np.ndarray, max_pixels: int = 1 << 16) -> Su
 
 
 def survival_maps(
-    masks: dict[str, np.ndarray], order: list[str] | None = None
+    masks: dict[str, np.ndarray], order: list[str] | None = None, max_pixels: int = PAGE_PIXELS
 ) -> list[SurvivalMap]:
     """Survival pictures of all masked layers, in the order of the network.
 
     Args:
         masks: Layer name -> (units, input groups), values 0 to 1.
         order: Layer names in order; masked layers that it does not name come last.
+        max_pixels: Bound on the pixels of all pictures together.
     """
     names = [name for name in order or [] if name in masks]
     names += [name for name in masks if name not in names]
-    limit = min(1 << 16, PAGE_PIXELS // max(len(names), 1))
+    limit = min(1 << 16, max_pixels // max(len(names), 1))
     return [survival_map(name, masks[name], limit) for name in names]
 
 

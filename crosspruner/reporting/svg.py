@@ -8,7 +8,7 @@ recolours text. `save_figure` writes the same figure as plain files, in the ligh
 import io
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,8 @@ _STYLE: dict[Any, Any] = {
 _SVG = "http://www.w3.org/2000/svg"
 _XLINK = "http://www.w3.org/1999/xlink"
 _COLOUR = re.compile("|".join(PALETTE.values()))
+_COORDINATES = {"d", "x", "y", "transform"}
+_LONG = re.compile(r"-?\d+\.\d{3,}")
 _NAME_OF = {colour: name for name, colour in PALETTE.items()}
 
 
@@ -94,7 +96,13 @@ def new_axes(height: float, width: float = WIDTH) -> tuple[Figure, Axes]:
     return figure, figure.add_subplot()
 
 
-def inline_svg(figure: Figure, prefix: str, title: str, description: str) -> str:
+def inline_svg(
+    figure: Figure,
+    prefix: str,
+    title: str,
+    description: str,
+    link_names: Mapping[str, str] | None = None,
+) -> str:
     """The figure as an SVG element for an HTML page.
 
     Args:
@@ -102,6 +110,9 @@ def inline_svg(figure: Figure, prefix: str, title: str, description: str) -> str
         prefix: Put before every id, so that several figures can share one page.
         title: Accessible name.
         description: What the picture shows, in words, for those who do not see it.
+        link_names: Address -> what to show when the pointer is on that link. Links in a figure
+            are a convenience for the pointer: they are no tab stops, so the same links must be
+            offered elsewhere on the page.
     """
     text = _svg_text(figure)
     ElementTree.register_namespace("", _SVG)
@@ -110,6 +121,9 @@ def inline_svg(figure: Figure, prefix: str, title: str, description: str) -> str
     for child in root.findall(f"{{{_SVG}}}metadata"):
         root.remove(child)
     for node in root.iter():
+        # Paths are half of a page: a hundredth of a CSS unit is finer than any screen shows.
+        for key in _COORDINATES & node.attrib.keys():
+            node.set(key, _LONG.sub(lambda m: f"{float(m.group()):.2f}", node.attrib[key]))
         if "id" in node.attrib:
             node.set("id", f"{prefix}-{node.get('id')}")
         for key, value in node.attrib.items():
@@ -117,19 +131,21 @@ def inline_svg(figure: Figure, prefix: str, title: str, description: str) -> str
                 node.set(key, f"#{prefix}-{value[1:]}")
             elif "url(#" in value:
                 node.set(key, value.replace("url(#", f"url(#{prefix}-"))
-    has_links = root.find(f".//{{{_SVG}}}a") is not None
+    for anchor in root.iter(f"{{{_SVG}}}a"):
+        address = anchor.get(f"{{{_XLINK}}}href", "")
+        name = ElementTree.SubElement(anchor, f"{{{_SVG}}}title")
+        name.text = (link_names or {}).get(address, address)
+        anchor.set("tabindex", "-1")
+        anchor.attrib.pop("target", None)
     for attribute in ("width", "height"):
         root.attrib.pop(attribute, None)
-    # Links inside an image would be hidden from a screen reader: such a figure is a group.
-    root.set("role", "group" if has_links else "img")
+    root.set("role", "img")
     root.set("aria-labelledby", f"{prefix}-title {prefix}-desc")
     for index, (tag, words) in enumerate((("title", title), ("desc", description))):
         node = ElementTree.Element(f"{{{_SVG}}}{tag}", {"id": f"{prefix}-{tag}"})
         node.text = words
         root.insert(index, node)
     markup = ElementTree.tostring(root, encoding="unicode")
-    # Paths are half of a page: a tenth of a CSS unit is finer than any screen shows.
-    markup = re.sub(r"(\d+\.\d)\d+(?=[ \"\n)])", r"\1", markup)
     return _COLOUR.sub(lambda m: f"var(--{_NAME_OF[m.group()]}, {m.group()})", markup)
 
 
