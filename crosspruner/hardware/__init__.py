@@ -4,6 +4,7 @@ Crossbar + model -> plan_model -> Plan (LayerPlan each: Tiling, Packing) -> simu
 """
 
 from crosspruner.hardware.crossbar import Crossbar as Crossbar
+from crosspruner.hardware.integer import IntegerArithmetic as IntegerArithmetic
 from crosspruner.hardware.layer_plan import LayerPlan as LayerPlan
 from crosspruner.hardware.mapping import LayerGeometry as LayerGeometry
 from crosspruner.hardware.mapping import MappingSpec as MappingSpec

@@ -3,6 +3,8 @@
 import re
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from crosspruner.errors import ConfigError, MappingError
 from crosspruner.hardware import Crossbar, LayerGeometry, MappingSpec, choose_tiling
@@ -198,3 +200,63 @@ def test_wrong_specs_say_what_is_allowed(fields, message):
 def test_unknown_mapping_name_lists_the_presets_too():
     with pytest.raises(ConfigError, match="liang2018"):
         MappingSpec.of("im2col")
+
+
+def cheapest(geometry, crossbar, name, kernel_rows):
+    """Tries every window, Kin and Kout by the definition: (crossbars, slices, -Kin, -Kout)."""
+    (kh, kw), (high, wide) = geometry.kernel, geometry.in_size
+    (sh, sw), (dh, dw) = geometry.stride, geometry.dilation
+    out_h, out_w = geometry.out_size
+    found, split = [], []
+    for h in range(1, out_h + 1) if name == "unfolded" else [1]:
+        for w in range(1, out_w + 1) if name != "folded" else [1]:
+            across = min(wide, (w - 1) * sw + (kw - 1) * dw + 1)
+            tall, parts = (kh, 1) if kernel_rows == "all" else (1, kh)
+            if name == "folded":
+                rows, parts, slices = kh * kw, 1, 1
+            elif name == "semifolded":
+                rows, slices = tall * across, -(-out_w // w)
+            else:
+                rows = min(high, (h - 1) * sh + (tall - 1) * dh + 1) * across
+                slices = -(-out_h // h) * -(-out_w // w)
+            for kin in range(1, geometry.group_inputs + 1):
+                for kout in range(1, geometry.group_outputs + 1):
+                    if kout * h * w * crossbar.cells_per_weight > crossbar.cols:
+                        continue
+                    pieces = -(-rows // crossbar.rows)
+                    groups = -(-geometry.group_inputs // kin) * -(-geometry.group_outputs // kout)
+                    key = (groups * slices * parts * pieces, slices, -kin, -kout)
+                    if kin * rows <= crossbar.rows:
+                        found.append(key)
+                    elif kin == 1:
+                        split.append(key)
+    return min(found or split)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_the_choice_is_the_cheapest_of_all(data):
+    draw = data.draw
+    small = st.integers(1, 3)
+    kernel, stride, dilation, padding, extra = (
+        (draw(small), draw(small)),
+        (draw(small), draw(small)),
+        (draw(st.integers(1, 2)), draw(st.integers(1, 2))),
+        (draw(st.integers(0, 2)), draw(st.integers(0, 2))),
+        (draw(st.integers(0, 6)), draw(st.integers(0, 6))),
+    )
+    spans = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+    size = tuple(max(n - 2 * p, 1) + e for n, p, e in zip(spans, padding, extra, strict=True))
+    out = tuple(
+        (n + 2 * p - k) // s + 1 for n, p, k, s in zip(size, padding, spans, stride, strict=True)
+    )
+    geometry = LayerGeometry(
+        "conv", "conv", draw(st.integers(1, 6)), draw(st.integers(1, 6)),
+        kernel, stride, padding, dilation, 1, size, out,
+    )  # fmt: skip
+    crossbar = Crossbar(draw(st.integers(2, 60)), draw(st.integers(2, 40)))
+    name = draw(st.sampled_from(["folded", "semifolded", "unfolded"]))
+    kernel_rows = draw(st.sampled_from(["all", "one"])) if name != "folded" else "all"
+    tiling = choose_tiling(geometry, crossbar, MappingSpec(name, kernel_rows))
+    ours = (compute(geometry, tiling), tiling.slices, -tiling.kin, -tiling.kout)
+    assert ours == cheapest(geometry, crossbar, name, kernel_rows)
