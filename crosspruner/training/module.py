@@ -13,7 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
 from crosspruner.errors import ConfigError
-from crosspruner.training.data.randomness import mixed_seed
+from crosspruner.training.data.randomness import Stream, mixed_seed
 
 Batch = tuple[Tensor, Tensor]
 
@@ -77,7 +77,8 @@ class Classifier(pl.LightningModule):
 
     def on_train_epoch_start(self) -> None:
         if self.seed is not None:
-            torch.manual_seed(mixed_seed(self.seed, self.current_epoch, self.global_rank))
+            key = (self.seed, self.current_epoch, self.global_rank)
+            torch.manual_seed(mixed_seed(Stream.NETWORK, *key))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step(batch, "train", self.label_smoothing)

@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from crosspruner.errors import DataError
 from crosspruner.training.data.augment import batch_augmentation, normalisation
 from crosspruner.training.data.images import CachedImages, Images
-from crosspruner.training.data.randomness import keyed_generator
+from crosspruner.training.data.randomness import Stream, keyed_generator
 from crosspruner.training.data.sampling import EpochSampler, ShareSampler
 from crosspruner.training.data.splits import stratified_split
 
@@ -176,7 +176,8 @@ class ImageData(pl.LightningDataModule, ABC):
         if num_images < 1:
             raise DataError(f"{num_images} calibration images asked for: at least 1 is needed.")
         train = self.splits.train
-        chosen = torch.randperm(len(train), generator=keyed_generator(self.split_seed))[:num_images]
+        generator = keyed_generator(Stream.CALIBRATION, self.split_seed)
+        chosen = torch.randperm(len(train), generator=generator)[:num_images]
         images = train.subset(chosen).transformed(self._eval_transform())
         return self._loader(images, ShareSampler(len(images)))
 
@@ -205,7 +206,7 @@ class ImageData(pl.LightningDataModule, ABC):
             drop_last=drop_last,
             pin_memory=torch.cuda.is_available(),
             # its own: a loader must not draw from the global generator
-            generator=keyed_generator(self.seed),
+            generator=keyed_generator(Stream.LOADER, self.seed),
         )
 
     def hold_out(self, images: Images, fraction: float, part: str) -> tuple[Images, Images]:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import Dataset, default_collate
 
 from crosspruner.errors import DataError
-from crosspruner.training.data.randomness import keyed_rng
+from crosspruner.training.data.randomness import Stream, keyed_rng
 
 Transform = Callable[[Any], Tensor]
 
@@ -47,7 +47,7 @@ class Images(Dataset):
     def _apply(self, images: Any, key: int) -> Tensor:
         if self.seed is None:
             return self.transform(images)
-        with keyed_rng(self.seed, key):
+        with keyed_rng(Stream.AUGMENTATION, self.seed, key):
             return self.transform(images)
 
 

@@ -6,30 +6,48 @@ run sees the batches and augmentations of the run that was not interrupted.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import IntEnum
 
 import numpy as np
 import torch
 
 
-def mixed_seed(*key: int) -> int:
-    """One 64-bit seed from several non-negative integers; near keys give unrelated seeds."""
-    return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
+class Stream(IntEnum):
+    """What the draws are for, so that equal numbers in two places never give equal draws."""
+
+    ORDER = 1
+    """Of the images in an epoch: key (seed, epoch)."""
+    AUGMENTATION = 2
+    """Key (seed, epoch * size + index of the image, or of the first one of the batch)."""
+    CALIBRATION = 3
+    """Which images calibrate: key (split_seed)."""
+    SYNTHETIC = 4
+    """Made-up images: key (split_seed)."""
+    NETWORK = 5
+    """Dropout and the like: key (seed, epoch, process)."""
+    LOADER = 6
+    """Seeds of loader processes: key (seed)."""
 
 
-def keyed_generator(*key: int) -> torch.Generator:
-    """A CPU generator whose draws depend on `key` only."""
-    return torch.Generator().manual_seed(mixed_seed(*key))
+def mixed_seed(stream: Stream, *key: int) -> int:
+    """One 64-bit seed from a stream and non-negative integers; near keys give unrelated seeds."""
+    return int(np.random.SeedSequence((stream, *key)).generate_state(1, np.uint64)[0])
+
+
+def keyed_generator(stream: Stream, *key: int) -> torch.Generator:
+    """A CPU generator whose draws depend on `stream` and `key` only."""
+    return torch.Generator().manual_seed(mixed_seed(stream, *key))
 
 
 @contextmanager
-def keyed_rng(*key: int) -> Iterator[None]:
-    """Within the block, torch's global CPU generator starts from `key`; afterwards it is as before.
+def keyed_rng(stream: Stream, *key: int) -> Iterator[None]:
+    """Within the block, torch's global CPU generator starts from the key; then it is as before.
 
     Transforms of torchvision draw from the global generator and take no other. Accelerator
     generators are not touched.
     """
     state = torch.get_rng_state()
-    torch.default_generator.manual_seed(mixed_seed(*key))
+    torch.default_generator.manual_seed(mixed_seed(stream, *key))
     try:
         yield
     finally:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import DistributedSampler
 
-from crosspruner.training.data.randomness import keyed_generator
+from crosspruner.training.data.randomness import Stream, keyed_generator
 
 
 class EpochSampler(DistributedSampler[int]):
@@ -27,7 +27,8 @@ class EpochSampler(DistributedSampler[int]):
         self.size = size
 
     def __iter__(self) -> Iterator[int]:
-        order = torch.randperm(self.size, generator=keyed_generator(self.seed, self.epoch))
+        generator = keyed_generator(Stream.ORDER, self.seed, self.epoch)
+        order = torch.randperm(self.size, generator=generator)
         order = order.repeat(-(-self.total_size // self.size))[: self.total_size]
         share = order[self.rank : self.total_size : self.num_replicas]
         return iter((share + self.epoch * self.size).tolist())

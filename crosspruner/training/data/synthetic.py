@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 from crosspruner.errors import DataError
 from crosspruner.training.data.base import ImageData, Splits
 from crosspruner.training.data.images import CachedImages
-from crosspruner.training.data.randomness import keyed_generator
+from crosspruner.training.data.randomness import Stream, keyed_generator
 
 
 class SyntheticData(ImageData):
@@ -52,7 +52,7 @@ class SyntheticData(ImageData):
         self.noise = noise
 
     def load(self) -> Splits:
-        generator = keyed_generator(self.split_seed)
+        generator = keyed_generator(Stream.SYNTHETIC, self.split_seed)
         coarse = torch.randn(self.class_count, 3, 4, 4, generator=generator)
         patterns = interpolate(coarse, self.size, mode="bilinear", align_corners=False)
         labels = torch.arange(self.num_images) % self.class_count

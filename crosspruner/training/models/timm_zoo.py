@@ -31,12 +31,12 @@ def timm_model(
     """
     if not timm.is_model(name):
         raise ModelError(unknown_name(name, timm.list_models(), "timm"))
-    config = timm.get_pretrained_cfg(name)
-    fixed: dict[str, Any] = {}
-    if config is not None and config.fixed_input_size:
-        fixed["img_size"] = image_size
     given = f"model=timm model.name={name}"
     try:
+        config = timm.get_pretrained_cfg(name)
+        fixed: dict[str, Any] = {}
+        if config is not None and config.fixed_input_size:
+            fixed["img_size"] = image_size
         net = timm.create_model(
             name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **fixed
         )
@@ -47,7 +47,7 @@ def timm_model(
             if pretrained
             else "Choose another name, or another data.image_size."
         )
-        raise ModelError(f"{given} cannot be built: {error} {advice}") from error
+        raise ModelError(f"{given} cannot be built ({error}). {advice}") from error
     native = config.input_size[1:] if config is not None else None
     check_reads(net, given, image_size, in_channels, num_classes, native)
     return net
