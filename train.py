@@ -1,4 +1,4 @@
-"""Entry point: `python train.py --help`. Only hydra is imported here, so help and completion are fast."""
+"""Entry point: `python train.py --help`. Imports only hydra, so help and completion are fast."""
 
 import os
 import sys

@@ -1,6 +1,6 @@
 """One run, from a composed configuration to a run folder.
 
-    configuration -> data -> network -> plan -> fit (dense, prune, fine-tune) -> test -> run folder
+configuration -> data -> network -> plan -> fit (dense, prune, fine-tune) -> test -> run folder
 """
 
 import logging
@@ -27,7 +27,7 @@ from crosspruner.reporting.console import print_crossbars
 from crosspruner.reporting.layers import layer_table
 from crosspruner.reporting.page import write_run_report
 from crosspruner.reporting.results import Outcome, write_results
-from crosspruner.training import Classifier, build_model
+from crosspruner.training import Classifier, build_model, load_weights
 from crosspruner.training.data.base import ImageData
 from crosspruner.training.progress import progress_callbacks
 
@@ -65,7 +65,6 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
         in_channels=data.in_channels,
     )
     if config.model.weights is not None:
-        from crosspruner.training.models.weights import load_weights
         log.info("%s", load_weights(network, config.model.weights))
 
     pruning = _pruning(settings)

@@ -65,9 +65,9 @@ def uniform_budget(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float)
     limit = int((most * unit).sum())
     if target > limit + 0.5 * int(unit.min()):
         raise BudgetError(
-            f"ratio={ratio} asks for {target:.0f} of {total} compute crossbars; the prunable layers "
-            f"({', '.join(layouts)}) can give {limit}, for every output keeps one input group: "
-            f"the largest feasible ratio is {limit / total:.4f}"
+            f"ratio={ratio} asks for {target:.0f} of {total} compute crossbars; the prunable "
+            f"layers ({', '.join(layouts)}) can give {limit}, for every output keeps one input "
+            f"group: the largest feasible ratio is {limit / total:.4f}"
         )
     removed = _spread(unit, blocks, most, target)
     return dict(zip(layouts, (blocks - removed).tolist(), strict=True))

@@ -26,7 +26,8 @@ class CrossbarPruning(pl.Callback):
     crossbars that the schedule leaves the layer at that step, and makes the pruned weights exactly
     zero. At the end of the prune phase the masks freeze at the exact budget. The model's
     `state_dict` keys, shapes and forward pass never change; masks and solver state live in the
-    callback's own state, so that a resumed run goes on as if it had never stopped.
+    callback's own state, so that a resumed run goes on as if it had never stopped. A second `fit`
+    of the same network keeps its masks; one of another network starts anew.
 
     Args:
         crossbar: a `Crossbar` or text like "256x256".
@@ -145,10 +146,14 @@ class CrossbarPruning(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         modules = dict(self._network(pl_module).named_modules())
-        self.states = {
-            name: LayerState(MaskedLayer(modules[name], layout), self.settings, self.generator)
-            for name, layout in self.layouts.items()
-        }
+        if any(modules.get(name) is not s.layer.module for name, s in self.states.items()):
+            self.states = {}  # another network: what the last one had does not concern it
+        if not self.states:
+            self.frozen = False
+            self.states = {
+                name: LayerState(MaskedLayer(modules[name], layout), self.settings, self.generator)
+                for name, layout in self.layouts.items()
+            }
         if self._pending is not None:
             self._restore(self._pending)
             self._pending = None
@@ -179,7 +184,7 @@ class CrossbarPruning(pl.Callback):
         pruning = self.phase_at(trainer.global_step) is Phase.PRUNE and not self.frozen
         for state in self.states.values():
             slope = state.layer.split_gradient()
-            if pruning and self.ratio > 0:
+            if pruning:
                 state.step(slope)
 
     def on_train_batch_end(
@@ -215,7 +220,7 @@ class CrossbarPruning(pl.Callback):
 
     def _update_masks(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
         point = self.schedule.at(step, self._total_steps)
-        if self.frozen or self.ratio == 0 or point.phase is Phase.DENSE:
+        if self.frozen or self.phase_at(step) is Phase.DENSE:
             self.churn = 0.0
             return
         changed = groups = 0
@@ -237,8 +242,10 @@ class CrossbarPruning(pl.Callback):
         self.frozen = True
         for state in self.states.values():
             state.moment = state.inverse_blocks = None
-            gathered = pl_module.all_gather(state.layer.mask.int())
-            assert bool((gathered == state.layer.mask.int()).all()), "processes hold unequal masks"
+            mask = state.layer.mask.int()
+            everyones = pl_module.all_gather(mask)
+            assert isinstance(everyones, Tensor)
+            assert torch.equal(everyones, mask.expand_as(everyones)), "processes hold unequal masks"
         log.info("masks frozen at %d compute crossbars", self.compute_crossbars)
 
     def _refresh(self, trainer: pl.Trainer) -> None:
@@ -256,12 +263,13 @@ class CrossbarPruning(pl.Callback):
 
     def phase_at(self, step: int) -> Phase:
         """The phase that holds once `step` optimizer steps have been taken."""
+        if self.ratio == 0:
+            return Phase.DENSE
         return self.schedule.at(step, self._total_steps).phase
 
     def _in_prune_phase(self, step: int) -> bool:
         return (
             self.settings.needs_moments
-            and self.ratio > 0
             and not self.frozen
             and self.phase_at(step) is Phase.PRUNE
         )
@@ -326,8 +334,8 @@ class CrossbarPruning(pl.Callback):
         if saved["ratio"] != self.ratio:
             raise CheckpointError(
                 f"the checkpoint was pruned with ratio={saved['ratio']}, this run has "
-                f"ratio={self.ratio}: resume with ratio={saved['ratio']}, or start from its weights "
-                "with model.weights=FILE"
+                f"ratio={self.ratio}: resume with ratio={saved['ratio']}, or start a new run from "
+                "its weights with model.weights=FILE"
             )
         self.frozen = saved["frozen"]
         self.generator.set_state(saved["generator"])

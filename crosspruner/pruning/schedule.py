@@ -60,7 +60,7 @@ class PruningSchedule:
                 f"finetune_epochs={self.finetune_epochs}: prune_epochs must be above 0, the others "
                 "0 or more"
             )
-        if not (0 <= self.warmup and 0 <= self.hold and self.warmup + self.hold < 1):
+        if not (self.warmup >= 0 and self.hold >= 0 and self.warmup + self.hold < 1):
             raise ConfigError(
                 f"schedule: warmup={self.warmup} and hold={self.hold} are shares of the prune "
                 "phase: 0 or more each, below 1 together"

@@ -36,8 +36,8 @@ class GroupLayout:
         kin: input FMs whose rows share a crossbar, 1..fan_in.
         kout: output FMs whose columns share a crossbar, 1..Cout / conv_groups.
         crossbars_per_block: physical crossbars one block takes: slices * row splits.
-        input_order: (conv_groups, fan_in) int64 permutation, place -> input FM; None = as they are.
-        output_order: (conv_groups, Cout / conv_groups) permutation, place -> output FM; None = same.
+        input_order: (conv_groups, fan_in) int64 permutation, place -> input FM; None = as given.
+        output_order: (conv_groups, Cout / conv_groups) permutation, likewise; None = as given.
 
     Raises:
         ConfigError: unknown grain.

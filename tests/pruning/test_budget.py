@@ -1,0 +1,62 @@
+"""The uniform budget: by hand, then that it is as near to the target as the units allow."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from crosspruner.errors import BudgetError
+from crosspruner.hardware import plan_model
+from crosspruner.pruning.budget import _spread, prunable_layers, uniform_budget
+
+
+def three_linear_layers():
+    return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8))
+
+
+def test_the_prunable_layer_gives_for_the_excluded_ones():
+    plan = plan_model(three_linear_layers(), (8,), "2x2")  # 16 crossbars each
+    layouts = prunable_layers(plan, "crossbar")
+    assert list(layouts) == ["1"]
+    assert uniform_budget(plan, layouts, 0.25) == {"1": 4}  # a quarter of 48 = 12 of its 16
+    assert uniform_budget(plan, layouts, 0.0) == {"1": 16}
+
+
+def test_layers_of_one_input_group_are_left_alone():
+    plan = plan_model(three_linear_layers(), (8,), "8x2", exclude=())
+    assert prunable_layers(plan, "column") == {}
+    with pytest.raises(BudgetError, match="no layer of 0, 1, 2 can be pruned"):
+        uniform_budget(plan, {}, 0.5)
+
+
+def test_a_ratio_out_of_reach_names_the_largest_and_the_layers():
+    plan = plan_model(three_linear_layers(), (8,), "2x2")
+    with pytest.raises(BudgetError, match=r"layers \(1\) can give 12.*ratio is 0\.2500"):
+        uniform_budget(plan, prunable_layers(plan, "crossbar"), 0.5)
+
+
+@pytest.mark.parametrize("ratio", [-0.1, 1.0])
+def test_a_ratio_that_is_no_fraction_is_refused(ratio):
+    plan = plan_model(three_linear_layers(), (8,), "2x2")
+    with pytest.raises(BudgetError, match="from 0 to below 1"):
+        uniform_budget(plan, prunable_layers(plan, "crossbar"), ratio)
+
+
+@given(st.data())
+def test_the_sum_is_within_half_of_the_smallest_unit_where_it_has_blocks_to_spare(data):
+    layers = data.draw(st.integers(1, 6))
+    unit = torch.tensor(data.draw(st.lists(st.integers(1, 12), min_size=layers, max_size=layers)))
+    blocks = torch.tensor(
+        data.draw(st.lists(st.integers(30, 80), min_size=layers, max_size=layers))
+    )
+    most = blocks - 2
+    # Away from the ends, so that the finest layer has room for what the others leave over.
+    target = data.draw(st.floats(0.2, 0.8)) * float((blocks * unit).sum())
+    removed = _spread(unit, blocks, most, target)
+    assert ((removed >= 0) & (removed <= most)).all()
+    assert abs(float((removed * unit).sum()) - target) <= 0.5 * int(unit.min()) + 1e-6
+    share = removed / blocks
+    coarse = unit > unit.min()
+    if coarse.any():  # every layer gives the same share, to within a block or so
+        assert float(share[coarse].max() - share[coarse].min()) < 0.1
