@@ -17,16 +17,21 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.loggers import Logger, WandbLogger
 from safetensors.torch import load_file
 
 from crosspruner.config import RunSettings, run_settings
 from crosspruner.errors import ConfigError, CrossprunerError
+from crosspruner.hardware import Plan
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.snapshot import DenseSnapshot
+from crosspruner.reporting.config_tree import config_tree
 from crosspruner.reporting.console import print_crossbars
 from crosspruner.reporting.layers import layer_table
 from crosspruner.reporting.page import write_run_report
-from crosspruner.reporting.results import Outcome, write_results
+from crosspruner.reporting.results import Outcome, headline, write_results
+from crosspruner.reporting.tracked_results import log_results
+from crosspruner.reporting.tracking import TrackingSettings, tracked
 from crosspruner.training import Classifier, build_model, load_weights
 from crosspruner.training.data.base import ImageData
 from crosspruner.training.progress import progress_callbacks
@@ -54,23 +59,26 @@ def run(config: DictConfig) -> float:
 
 def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     started = time.monotonic()
+    (folder / "config_tree.txt").write_text(config_tree(config))
     _fix_randomness(settings.seed)
     data: ImageData = instantiate(config.data)
     data.prepare_data()
     data.setup()
+    model = _plain(config.model)
+    weights = model.pop("weights")
     network = build_model(
-        **_plain(config.model, leave_out=("weights",)),
+        **model,
         num_classes=data.num_classes,
         image_size=data.image_size,
         in_channels=data.in_channels,
     )
-    if config.model.weights is not None:
-        log.info("%s", load_weights(network, config.model.weights))
+    if weights is not None:
+        log.info("%s: %s", weights, load_weights(network, weights))
 
     pruning = _pruning(settings)
     input_shape = (data.in_channels, *data.image_size)
     plan = pruning.prepare(network, input_shape)
-    log.info("the plan before training\n%s", plan.table())
+    log.info("%s\n%s", _intention(plan, pruning), plan.table())
 
     module = Classifier(
         network,
@@ -79,18 +87,34 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
         seed=settings.seed,
     )
     snapshot = DenseSnapshot(folder / "checkpoints" / "dense.safetensors", pruning)
-    trainer = _trainer(config, settings, [pruning, snapshot], [instantiate(config.logger.csv)])
-    trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings))
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    outcome = _judge(trainer, module, data, pruning, snapshot)
+    labels = _labels(config, settings)
+    with _loggers(config, folder, labels) as (loggers, board):
+        trainer = _trainer(config, settings, [pruning, snapshot], loggers)
+        trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings))
+        outcome = _judge(trainer, module, data, pruning, snapshot)
+        if trainer.is_global_zero:
+            seconds = time.monotonic() - started
+            summary = write_results(folder, network, outcome, labels, seconds)
+            if board is not None:
+                log_results(board, folder)
     if trainer.is_global_zero:
-        seconds = time.monotonic() - started
-        write_results(folder, network, outcome, _labels(config, settings), seconds)
-        page = write_run_report(folder)
         print_crossbars(layer_table(outcome.plan), settings.ratio)
-        log.info("accuracy %s -> %.4f, report %s", outcome.dense_accuracy, outcome.accuracy, page)
+        log.info("%s", headline(summary))
+        log.info("report: %s", write_run_report(folder))
     return outcome.accuracy
+
+
+def _intention(plan: Plan, pruning: CrossbarPruning) -> str:
+    """What is about to happen, in one line, before anything is trained."""
+    gone = sum(
+        (layout.blocks - pruning.budget[name]) * layout.crossbars_per_block
+        for name, layout in pruning.layouts.items()
+    )
+    total = plan.compute_crossbars
+    return (
+        f"to remove {gone:,} of {total:,} compute crossbars ({gone / total:.2%}, "
+        f"{pruning.ratio:.2%} asked for) from {len(pruning.layouts)} of {len(plan.layers)} layers"
+    )
 
 
 def _judge(
@@ -139,7 +163,7 @@ def _pruning(settings: RunSettings) -> CrossbarPruning:
 
 
 def _trainer(
-    config: DictConfig, settings: RunSettings, ours: list[pl.Callback], loggers: list[Any]
+    config: DictConfig, settings: RunSettings, ours: list[pl.Callback], loggers: list[Logger]
 ) -> pl.Trainer:
     callbacks = [*ours, *progress_callbacks(), *instantiate(config.callbacks).values()]
     if not loggers:  # it would raise without one
@@ -153,6 +177,22 @@ def _trainer(
         logger=loggers or False,
         enable_progress_bar=sys.stdout.isatty(),
     )
+
+
+@contextmanager
+def _loggers(
+    config: DictConfig, folder: Path, labels: dict[str, Any]
+) -> Iterator[tuple[list[Logger], WandbLogger | None]]:
+    """The loggers that are configured, and the wandb one among them."""
+    loggers: list[Logger] = [
+        instantiate(logger) for name, logger in config.logger.items() if name != "wandb"
+    ]
+    if "wandb" not in config.logger:
+        yield loggers, None
+        return
+    tracking = TrackingSettings(**_plain(config.logger.wandb))
+    with tracked(tracking, folder, _plain(config), labels, config.ckpt_path) as board:
+        yield [*loggers, board] if board is not None else loggers, board
 
 
 def _checkpoint(settings: RunSettings) -> str | None:
@@ -186,10 +226,10 @@ def _fix_randomness(seed: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _plain(config: DictConfig, leave_out: tuple[str, ...]) -> dict[str, Any]:
+def _plain(config: DictConfig) -> dict[str, Any]:
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items() if key not in leave_out}
+    return {str(key): value for key, value in values.items()}
 
 
 @contextmanager
@@ -200,9 +240,10 @@ def _recorded(folder: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        message = str(error) or type(error).__name__
+        stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # Lightning exits on Ctrl-C
+        message = "interrupted" if stopped else str(error) or type(error).__name__
         failed.write_text(message + "\n")
-        expected = isinstance(error, CrossprunerError | KeyboardInterrupt | SystemExit)
+        expected = stopped or isinstance(error, CrossprunerError)
         logging.getLogger("crosspruner.failure").error(message, exc_info=not expected)
         raise
     done.write_text("")

@@ -89,3 +89,15 @@ def write_results(
     summary = summary_of(outcome, labels, seconds)
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def headline(summary: dict[str, Any]) -> str:
+    """What matters of a summary, in one line."""
+    dense = summary["dense_accuracy"]
+    before = "unknown" if dense is None else f"{dense:.2%}"
+    return (
+        f"test accuracy {before} dense, {summary['accuracy']:.2%} pruned; "
+        f"compute crossbars {summary['compute_crossbars_dense']:,} -> "
+        f"{summary['compute_crossbars']:,} ({summary['compute_saved']:.2%} saved), "
+        f"all crossbars {summary['total_crossbars_dense']:,} -> {summary['total_crossbars']:,}"
+    )

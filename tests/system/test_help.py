@@ -1,0 +1,22 @@
+"""What a newcomer sees first."""
+
+import subprocess
+import sys
+
+from .conftest import ROOT
+
+
+def test_help_shows_six_commands_and_the_groups(train, tmp_path):
+    code, out, _ = train(tmp_path, "--help")
+    assert code == 0
+    assert sum(line.lstrip().startswith("python train.py") for line in out.splitlines()) == 6
+    for group in ("model: ", "crossbar: ", "grain: column, crossbar", "solver: "):
+        assert group in out
+
+
+def test_importing_train_does_not_import_torch():
+    probe = "import sys; import train; print('torch' in sys.modules)"
+    found = subprocess.run(
+        [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == "False"

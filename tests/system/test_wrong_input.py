@@ -1,0 +1,65 @@
+"""Wrong input gets one clear line and a non-zero exit, and never a traceback."""
+
+import re
+
+import pytest
+
+from .conftest import SMALL
+
+# What is typed, what the line must say.
+COMPOSED = [  # found by hydra, before torch is imported
+    (["grain=colum"], "'grain/colum' Available options in 'grain': column crossbar"),
+    (["crossbar=0x256"], "'crossbar/0x256' Available options in 'crossbar':.* 256x256"),
+    (["rat1o=0.5"], "rat1o"),
+    (["model=nope"], "'model/nope' Available options in 'model':.* vgg8"),
+]
+CHECKED = [  # found by crosspruner
+    (["ratio=1.5"], "ratio=1.5 is out of range"),
+    (["ratio=abc"], "ratio: Value 'abc' of type 'str' could not be converted to Float"),
+    (["crossbar.rows=0"], "crossbar rows=0"),
+    (["model=timm", "model.name=nope"], "nope"),
+    (["data=folder", "data.dir=/nope"], "data.dir=/nope does not exist"),
+    (["data=folder", "data.dir=empty"], "data.dir=empty has no folder train"),
+    (["ckpt_path=nope.ckpt"], "ckpt_path=nope.ckpt is not a file"),
+    (["model.weights=nope.pt"], "nope.pt"),
+    ([*SMALL, "ratio=0.99"], "the largest feasible ratio is 0"),
+    (["exclude=[head.*]"], r"exclude: 'head\.\*' matches no layer"),
+    (["logger.wandb.mode=online"], "needs an account"),
+]
+
+
+@pytest.mark.parametrize(("typed", "said"), COMPOSED + CHECKED, ids=lambda v: str(v)[:40])
+def test_one_clear_line(train, tmp_path, typed, said):
+    (tmp_path / "empty").mkdir()
+    code, _, err = train(tmp_path, *typed)
+    assert code in (1, 2)
+    lines = [line for line in err.splitlines() if line.strip()]
+    assert len(lines) == 1, err
+    assert re.search(said, lines[0]), err
+    assert "Traceback" not in err
+
+
+def test_a_failed_run_keeps_the_reason(train, tmp_path):
+    train(tmp_path, "ratio=1.5")
+    (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
+    assert "ratio=1.5 is out of range" in (run / "FAILED").read_text()
+    assert "ratio=1.5 is out of range" in (run / "train.log").read_text()
+    assert not (run / "DONE").exists()
+
+
+def test_a_checkpoint_of_another_model_is_refused(train, tmp_path):
+    code, _, err = train(tmp_path, *SMALL, "logger=csv")
+    assert code == 0, err
+    (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
+    last = run / "checkpoints" / "last.ckpt"
+    for other in (["model.width=0.125"], ["grain=crossbar"], ["ratio=0.3"]):
+        code, _, err = train(tmp_path, *SMALL, "logger=csv", f"ckpt_path={last}", *other)
+        assert code in (1, 2)
+        assert len(err.strip().splitlines()) == 1, err
+
+
+def test_the_traceback_is_there_for_who_asks(start, tmp_path, clean_environment, monkeypatch):
+    monkeypatch.setitem(clean_environment, "HYDRA_FULL_ERROR", "1")
+    process = start(tmp_path, "ratio=1.5")
+    _, err = process.communicate(timeout=120)
+    assert "Traceback" in err
