@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from crosspruner.reporting.run_folder import RunFolder, flatten
+from crosspruner.reporting.run_folder import RunFolder
 
 _IGNORED = ("paths", "hydra", "overrides")
 """Differ in every run, and say nothing."""
@@ -44,6 +44,18 @@ def config_table(runs: Sequence[RunFolder]) -> dict[str, Any]:
         "runs": [list(row) for row in zip(*columns, strict=True)] if columns else [],
         "same": len(keys) - len(differing),
     }
+
+
+def flatten(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mapping -> one level with dotted keys; lists and scalars are leaves."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict) and value:
+            flat |= flatten(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
 
 
 def _skipped(key: str) -> bool:

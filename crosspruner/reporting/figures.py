@@ -37,6 +37,8 @@ class Curves:
     percent: bool = False
     hide_zero: bool = False
     """Not drawn as long as all of it is zero: a run that has not begun to prune."""
+    shows_target: bool = False
+    """Whether the ratio that was asked for is drawn as a level line."""
 
 
 TRAINING_FIGURES = (
@@ -60,12 +62,10 @@ TRAINING_FIGURES = (
     Curves(
         "ratio",
         "Crossbars removed",
-        (
-            Line("prune/ratio", "asked", PALETTE["muted"], dashed=True),
-            Line("crossbars/saved", "reached", PALETTE["keep"]),
-        ),
+        (Line("prune/ratio", "removed", PALETTE["keep"]),),
         percent=True,
         hide_zero=True,
+        shows_target=True,
     ),
     Curves(
         "mask",
@@ -120,12 +120,15 @@ def crossbar_bars(layers: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def training_curves(metrics: pd.DataFrame, spec: Curves) -> Figure | None:
+def training_curves(
+    metrics: pd.DataFrame, spec: Curves, ratio: float | None = None
+) -> Figure | None:
     """One training figure with the dense, prune and fine-tune phases shaded.
 
     Args:
         metrics: `metrics.csv` as a table.
         spec: What to draw; one of `TRAINING_FIGURES`.
+        ratio: Fraction of the compute crossbars that was to be removed.
 
     Returns:
         The figure, or None where there is nothing to draw.
@@ -147,6 +150,10 @@ def training_curves(metrics: pd.DataFrame, spec: Curves) -> Figure | None:
                 marker="o" if len(x) < 3 else None,
                 markersize=3.5,
             )
+        if spec.shows_target and ratio is not None:
+            axes.axhline(
+                ratio, color=PALETTE["muted"], linestyle=(0, (3, 2)), lw=1.2, label="asked for"
+            )
         _mark_phases(axes, metrics, per_epoch)
         axes.set_xlabel("epoch" if per_epoch > 1 else "step")
         axes.grid(axis="y")
@@ -154,7 +161,7 @@ def training_curves(metrics: pd.DataFrame, spec: Curves) -> Figure | None:
         axes.yaxis.set_major_locator(MaxNLocator(5))
         if spec.percent:
             axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=None))
-        figure.legend(loc="outside upper left", ncols=len(lines))
+        figure.legend(loc="outside upper left", ncols=3)
     return figure
 
 

@@ -88,7 +88,7 @@ def write_run_report(run_dir: Path | str) -> Path:
         bars=Markup(inline_svg(bars, "bars", "Compute crossbars per layer", _bars_text(layers)))
         if bars is not None
         else None,
-        curves=list(_curves(run.metrics)),
+        curves=list(_curves(run)),
         maps=survival_maps(run.masks, [str(name) for name in layers["layer"]]),
         maps_note=_maps_note(run),
         columns=[
@@ -164,9 +164,10 @@ def _bars_text(layers: pd.DataFrame) -> str:
     return f"Dense and pruned compute crossbars: {listed}."
 
 
-def _curves(metrics: pd.DataFrame) -> Iterator[tuple[str, Markup]]:
+def _curves(run: RunFolder) -> Iterator[tuple[str, Markup]]:
+    metrics = run.metrics
     for spec in TRAINING_FIGURES:
-        figure = training_curves(metrics, spec)
+        figure = training_curves(metrics, spec, number(run.fact("ratio")))
         if figure is None:
             continue
         last = "; ".join(

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from crosspruner.reporting.run_folder import RunFolder, find_runs
+from crosspruner.reporting.templating import write_whole
 
 SUMMARY = "summary.csv"
 
@@ -83,9 +84,7 @@ def write_sweep_summary(folder: Path | str) -> Path:
         RunFolderError: If the folder does not exist or no run is in it.
     """
     folder = Path(folder)
-    draft = folder / f".{SUMMARY}.part"
-    sweep_table(find_runs(folder), folder).to_csv(draft, index=False)
-    return draft.replace(folder / SUMMARY)
+    return write_whole(folder / SUMMARY, sweep_table(find_runs(folder), folder).to_csv(index=False))
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import math
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,12 +35,15 @@ def environment() -> Environment:
 
 
 def render(template: str, path: Path, **values: Any) -> Path:
-    """Write a template to `path`, in one step: a reader never sees half a page."""
-    text = environment().get_template(template).render(**values)
-    draft = path.with_name(f".{path.name}.part")
+    """Write a template to `path`."""
+    return write_whole(path, environment().get_template(template).render(**values))
+
+
+def write_whole(path: Path, text: str) -> Path:
+    """Write a file in one step: no reader sees half of it, whoever else writes it meanwhile."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.part")
     draft.write_text(text, encoding="utf-8")
-    draft.replace(path)
-    return path
+    return draft.replace(path)
 
 
 def number(value: Any) -> float | None:

@@ -196,7 +196,7 @@ def write_metrics(
                     "prune/relax": 0.5 * (1 - progress) if phase == 1 else 0.0,
                     "prune/mask_churn": 0.1 * (1 - progress) * rng.random() if phase == 1 else 0.0,
                     "crossbars/compute": round(4000 * (1 - now)),
-                    "crossbars/saved": 0.98 * now,
+                    "crossbars/saved": round(4000 * now),
                 }
             )
         if step % steps == steps - 1:

@@ -62,6 +62,16 @@ def test_curves_show_each_phase(run_dir, spec):
     assert training_curves(pd.DataFrame(), spec) is None
 
 
+def test_the_ratio_asked_for_is_a_level_line(run_dir):
+    metrics = RunFolder(run_dir).metrics
+    ratio = next(spec for spec in TRAINING_FIGURES if spec.name == "ratio")
+    lines = training_curves(metrics, ratio, 0.5).axes[0].get_lines()
+    assert list(lines[-1].get_ydata()) == [0.5, 0.5]
+    assert lines[0].get_ydata()[-1] == pytest.approx(0.5, abs=0.01)
+    loss = next(spec for spec in TRAINING_FIGURES if spec.name == "loss")
+    assert len(training_curves(metrics, loss, 0.5).axes[0].get_lines()) == 2
+
+
 def test_nothing_pruned_yet_gives_no_ratio_curve(make_run, tmp_path):
     metrics = RunFolder(make_run(tmp_path / "run", status="unfinished")).metrics
     shown = [spec.name for spec in TRAINING_FIGURES if training_curves(metrics, spec) is not None]

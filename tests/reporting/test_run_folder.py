@@ -6,12 +6,12 @@ import torch
 
 from crosspruner.errors import RunFolderError
 from crosspruner.hardware.plan import plan_model
+from crosspruner.reporting.config_diff import flatten
 from crosspruner.reporting.layers import write_layer_table
 from crosspruner.reporting.run_folder import (
     LAYER_COLUMNS,
     RunFolder,
     find_runs,
-    flatten,
     is_run_folder,
 )
 
