@@ -2,8 +2,50 @@
 
     model + crossbar -> plan (hardware) -> groups (sparsity) -> masks (solver, pruning) -> run
 
+    import crosspruner as cp
+    plan = cp.plan_model(model, (3, 32, 32), "256x256", mapping="semifolded")
+    print(plan.table())
+    logits = cp.simulate(plan, model, images)
+    trainer = Trainer(callbacks=[cp.CrossbarPruning("256x256", ratio=0.5, input_shape=(3, 32, 32))])
+
 Follows Liang et al., "Crossbar-Aware Neural Network Pruning", IEEE Access 2018.
 """
 
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
 from crosspruner import _torchvision_mend as _torchvision_mend  # first: others import torchvision
 from crosspruner.errors import CrossprunerError as CrossprunerError
+from crosspruner.hardware import Crossbar as Crossbar
+from crosspruner.hardware import LayerPlan as LayerPlan
+from crosspruner.hardware import MappingSpec as MappingSpec
+from crosspruner.hardware import Plan as Plan
+from crosspruner.hardware import plan_model as plan_model
+from crosspruner.hardware import simulate as simulate
+from crosspruner.solver import lgd_rpp as lgd_rpp
+
+if TYPE_CHECKING:
+    from crosspruner.pruning.callback import CrossbarPruning as CrossbarPruning
+    from crosspruner.pruning.schedule import PruningSchedule as PruningSchedule
+    from crosspruner.pruning.step_solver import StepSettings as StepSettings
+
+# Lightning takes seconds to import, and planning a model does not need it.
+_ON_DEMAND = {
+    "CrossbarPruning": "crosspruner.pruning.callback",
+    "PruningSchedule": "crosspruner.pruning.schedule",
+    "StepSettings": "crosspruner.pruning.step_solver",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return version("crosspruner")
+    if name in _ON_DEMAND:
+        from importlib import import_module
+
+        return getattr(import_module(_ON_DEMAND[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_ON_DEMAND])
