@@ -92,13 +92,14 @@ class Classifier(pl.LightningModule):
     def _step(self, batch: Batch, stage: str, label_smoothing: float = 0.0) -> Tensor:
         images, labels = batch
         logits = self(images)
-        loss = cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
         hits = (logits.detach().argmax(dim=1) == labels).float()
-        for name, value, weight in [("loss", loss.detach(), len(labels)), ("acc", hits, 1)]:
+        # per image, so that an incomplete batch counts for what it holds
+        for name, values in [("loss", losses.detach()), ("acc", hits)]:
             mean = cast(MeanMetric, self.means[f"{stage}_{name}"])
-            mean.update(value, weight)
+            mean.update(values)
             self.log(f"{stage}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
-        return loss
+        return losses.mean()
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameter_groups())

@@ -12,6 +12,8 @@ from torch.optim import SGD
 from crosspruner.training import Classifier, build_model
 from crosspruner.training.data import FolderData, SyntheticData
 
+pytestmark = pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists and is not empty")
+
 
 class Killed(Exception):
     pass
@@ -72,7 +74,7 @@ def test_images_in_memory(make_trainer, tmp_path, on_train_end):
     same_run(make_trainer, make_data, tmp_path, on_train_end)
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
+@pytest.mark.parametrize("num_workers", [0, 1])
 def test_images_from_files(make_trainer, image_tree, tmp_path, num_workers):
     root = image_tree({"train": {"a": 20, "b": 20}, "test": {"a": 2, "b": 2}}, size=(66, 70))
 
