@@ -99,7 +99,7 @@ def test_drawn_patches_give_the_layers_own_outputs(kh, kw, stride, dilation, pad
     generator = torch.Generator().manual_seed(0)
     patches = draw_patches(layer, images, 40, generator).double()
     weight = layer.weight.flatten(1).view(conv_groups, 2 // conv_groups, -1)
-    got = (patches @ weight.transpose(1, 2)).permute(1, 0, 2).flatten(1)
-    everywhere = layer(images).permute(0, 2, 3, 1).reshape(-1, 2)
+    got = (patches @ weight.transpose(1, 2)).detach().permute(1, 0, 2).flatten(1)
+    everywhere = layer(images).detach().permute(0, 2, 3, 1).reshape(-1, 2)
     distance = (got.unsqueeze(1) - everywhere.unsqueeze(0)).abs().amax(dim=2).amin(dim=1)
     assert float(distance.max()) < 1e-5  # patches are float32
