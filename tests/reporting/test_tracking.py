@@ -88,9 +88,12 @@ def trained(make_run, tmp_path_factory):
         trainer.fit(Tiny())
         log_results(logger, folder)
     assert dict(os.environ) == before  # field notes: WANDB_MODE leaked into the whole process
-    outside = list(Path(os.environ["HOME"]).rglob("*"))
+    # Of wandb's own files only the log of its service lies outside of the run folder.
+    home = Path(os.environ["HOME"])
     patch.undo()
-    assert [path for path in outside if path.is_file()] == []
+    assert {p.parent.relative_to(home).as_posix() for p in home.rglob("*") if p.is_file()} <= {
+        ".cache/wandb/logs"
+    }
     return folder
 
 
@@ -119,7 +122,7 @@ def test_history_and_best_value_in_the_summary(trained):
     summary = json.loads((trained / "summary.json").read_text())
     merged = {key: value for update in updates for key, value in update.items()}
     assert {key: merged[key] for key in summary} == pytest.approx(summary)
-    assert only(records, "exit") == [{"exit_code": 0}] or only(records, "exit") == [{}]
+    assert [record.get("exit_code", 0) for record in only(records, "exit")] == [0]
 
 
 def test_layer_table_and_pictures_are_in_the_run_folder(trained):
@@ -162,7 +165,7 @@ def test_a_failed_job_is_recorded_as_failed_and_resumes_the_same_run(tmp_path):
         job()
     name = (first / "wandb_id").read_text().strip()
     assert wandb.run is None
-    assert only(read(first), "exit") == [{"exit_code": 1}]
+    assert [record["exit_code"] for record in only(read(first), "exit")] == [1]
     checkpoint = first / "checkpoints/last.ckpt"
     second = tmp_path / "second"
     with tracked(TrackingSettings(), second, CONFIG, LABELS, resume_from=checkpoint) as logger:
