@@ -15,6 +15,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger, WandbLogger
@@ -37,6 +38,22 @@ from crosspruner.training.data.base import ImageData
 from crosspruner.training.progress import progress_callbacks
 
 log = logging.getLogger(__name__)
+
+
+def run_or_stop(config: DictConfig, traceback: bool) -> float:
+    """`run` for the command line: a failing single run ends with one line on stderr.
+
+    Args:
+        config: what hydra composed.
+        traceback: raise instead. Jobs of a sweep always raise: the sweep goes on with the others.
+    """
+    try:
+        return run(config)
+    except Exception as error:
+        if traceback or HydraConfig.get().mode is RunMode.MULTIRUN:
+            raise
+        text = " ".join(str(error).split()) or type(error).__name__
+        sys.exit(f"error: {text}")
 
 
 def run(config: DictConfig) -> float:

@@ -9,6 +9,7 @@ from torch import nn
 from crosspruner.errors import BudgetError
 from crosspruner.hardware import plan_model
 from crosspruner.pruning.budget import _spread, prunable_layers, uniform_budget
+from crosspruner.training import build_model
 
 
 def three_linear_layers():
@@ -60,3 +61,20 @@ def test_the_sum_is_within_half_of_the_smallest_unit_where_it_has_blocks_to_spar
     coarse = unit > unit.min()
     if coarse.any():  # every layer gives the same share, to within a block or so
         assert float(share[coarse].max() - share[coarse].min()) < 0.1
+
+
+@pytest.mark.parametrize("crossbar", ["64x64", "128x128"])
+@pytest.mark.parametrize("name", ["vgg16", "resnet18"])
+def test_real_networks_meet_every_ratio_to_a_fiftieth(name, crossbar):
+    with torch.device("meta"):
+        network = build_model(name, 10)
+    plan = plan_model(network, (3, 32, 32), crossbar)
+    for grain in ("crossbar", "column"):
+        layouts = prunable_layers(plan, grain)
+        for ratio in (0.1, 0.3, 0.5, 0.7):
+            kept = uniform_budget(plan, layouts, ratio)
+            removed = sum(
+                (layout.blocks - kept[name]) * layout.crossbars_per_block
+                for name, layout in layouts.items()
+            )
+            assert abs(removed / plan.compute_crossbars - ratio) < 0.02
