@@ -19,6 +19,7 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger, WandbLogger
+from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import load_file
 
 from crosspruner.config import RunSettings, run_settings
@@ -71,7 +72,10 @@ def run(config: DictConfig) -> float:
     """
     folder = Path(config.paths.output_dir)
     with _recorded(folder):
-        return _run(config, run_settings(config), folder)
+        accuracy = _run(config, run_settings(config), folder)
+    if rank_zero_only.rank == 0:
+        log.info("report: %s", write_run_report(folder))
+    return accuracy
 
 
 def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
@@ -117,7 +121,6 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     if trainer.is_global_zero:
         print_crossbars(layer_table(outcome.plan), settings.ratio)
         log.info("%s", headline(summary))
-        log.info("report: %s", write_run_report(folder))
     return outcome.accuracy
 
 
@@ -253,7 +256,8 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _recorded(folder: Path) -> Iterator[None]:
     """Leave DONE in the run folder, or FAILED with the message."""
     done, failed = folder / "DONE", folder / "FAILED"
-    failed.unlink(missing_ok=True)
+    for old in (done, failed):
+        old.unlink(missing_ok=True)
     try:
         yield
     except BaseException as error:

@@ -50,8 +50,8 @@ class PruningSchedule:
     finetune_epochs: float = 4.0
     warmup: float = 0.05
     hold: float = 0.1
-    relax: float = 0.2
-    relax_until: float = 0.5
+    relax: float = 0.1
+    relax_until: float = 0.3
 
     def __post_init__(self) -> None:
         if min(self.dense_epochs, self.finetune_epochs) < 0 or self.prune_epochs <= 0:
