@@ -116,8 +116,10 @@ def test_pruned_blocks_are_exactly_zero(finished):
     assert masks
     for name, mask in masks.items():
         layer = plan.layer(name)
-        weight = weights[f"{name}.weight"].flatten(2) if weights[f"{name}.weight"].dim() > 2 else (
-            weights[f"{name}.weight"].unsqueeze(2)
+        weight = (
+            weights[f"{name}.weight"].flatten(2)
+            if weights[f"{name}.weight"].dim() > 2
+            else (weights[f"{name}.weight"].unsqueeze(2))
         )
         for unit in range(mask.shape[0]):
             outputs = (
