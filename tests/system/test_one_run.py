@@ -13,11 +13,27 @@ from crosspruner.training.data import SyntheticData
 
 from .conftest import SMALL
 
-SUMMARY = (
-    "model data crossbar mapping grain ratio seed dense_accuracy accuracy accuracy_drop "
-    "compute_crossbars_dense compute_crossbars compute_saved total_crossbars_dense "
-    "total_crossbars total_saved weight_sparsity phases wall_seconds"
-).split()
+SUMMARY = [
+    "model",
+    "data",
+    "crossbar",
+    "mapping",
+    "grain",
+    "ratio",
+    "seed",
+    "dense_accuracy",
+    "accuracy",
+    "accuracy_drop",
+    "compute_crossbars_dense",
+    "compute_crossbars",
+    "compute_saved",
+    "total_crossbars_dense",
+    "total_crossbars",
+    "total_saved",
+    "weight_sparsity",
+    "phases",
+    "wall_seconds",
+]
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*isinstance.treespec, LeafSpec.*")
 
