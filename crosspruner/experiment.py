@@ -3,6 +3,7 @@
 configuration -> data -> network -> plan -> fit (dense, prune, fine-tune) -> test -> run folder
 """
 
+import json
 import logging
 import math
 import sys
@@ -71,6 +72,9 @@ def run(config: DictConfig) -> float:
             `FAILED`, the last checkpoint and the metrics so far.
     """
     folder = Path(config.paths.output_dir)
+    if (folder / "DONE").exists():
+        log.info("%s is done: nothing to do", folder)
+        return float(json.loads((folder / "summary.json").read_text())["accuracy"])
     with _recorded(folder):
         accuracy = _run(config, run_settings(config), folder)
     if rank_zero_only.rank == 0:
@@ -111,7 +115,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     labels = _labels(config, settings)
     with _loggers(config, folder, labels) as (loggers, board):
         trainer = _trainer(config, settings, [pruning, snapshot], loggers)
-        trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings))
+        trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings, folder))
         outcome = _judge(trainer, module, data, pruning, snapshot)
         if trainer.is_global_zero:
             seconds = time.monotonic() - started
@@ -188,6 +192,14 @@ def _trainer(
     callbacks = [*ours, *progress_callbacks(), *instantiate(config.callbacks).values()]
     if not loggers:  # it would raise without one
         callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
+    several = config.trainer.get("devices", 1) not in (1, "1", "auto")
+    hydra = HydraConfig.get()
+    if several and hydra.mode is RunMode.MULTIRUN and "basic" in hydra.launcher._target_:
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices} in a sweep: Lightning would start the whole "
+            "sweep again for each device. Give each job a process of its own: "
+            "hydra/launcher=submitit_local (or submitit_slurm), or run the jobs one by one"
+        )
     epochs = config.trainer.max_epochs
     with open_dict(config):
         config.trainer.max_epochs = epochs or math.ceil(settings.schedule.epochs)
@@ -215,8 +227,12 @@ def _loggers(
         yield [*loggers, board] if board is not None else loggers, board
 
 
-def _checkpoint(settings: RunSettings) -> str | None:
-    if settings.ckpt_path is not None and not Path(settings.ckpt_path).is_file():
+def _checkpoint(settings: RunSettings, folder: Path) -> str | None:
+    """The checkpoint to go on from: the one given, or what this very run left when it stopped."""
+    if settings.ckpt_path is None:
+        own = folder / "checkpoints" / "last.ckpt"
+        return str(own) if own.is_file() else None
+    if not Path(settings.ckpt_path).is_file():
         raise ConfigError(
             f"ckpt_path={settings.ckpt_path} is not a file: give the last.ckpt of a run, "
             "logs/train/runs/STAMP/checkpoints/last.ckpt"
@@ -256,8 +272,7 @@ def _plain(config: DictConfig) -> dict[str, Any]:
 def _recorded(folder: Path) -> Iterator[None]:
     """Leave DONE in the run folder, or FAILED with the message."""
     done, failed = folder / "DONE", folder / "FAILED"
-    for old in (done, failed):
-        old.unlink(missing_ok=True)
+    failed.unlink(missing_ok=True)
     try:
         yield
     except BaseException as error:

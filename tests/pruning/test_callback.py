@@ -109,7 +109,10 @@ def test_mixed_precision_leaves_no_pruned_weight():
     callback = pruning()
     fit(callback, precision="bf16-mixed")
     for state in callback.states.values():
-        assert int((state.layer.weight[~state.layer.kept.expand_as(state.layer.weight)] != 0).sum()) == 0
+        assert (
+            int((state.layer.weight[~state.layer.kept.expand_as(state.layer.weight)] != 0).sum())
+            == 0
+        )
 
 
 def test_state_dict_keys_never_change():
