@@ -8,6 +8,7 @@ import logging
 import math
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,6 +86,7 @@ def run(config: DictConfig) -> float:
 def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     started = time.monotonic()
     (folder / "config_tree.txt").write_text(config_tree(config))
+    _quieten_lightning()
     _fix_randomness(settings.seed)
     data: ImageData = instantiate(config.data)
     data.prepare_data()
@@ -260,6 +262,13 @@ def _fix_randomness(seed: int) -> None:
     pl.seed_everything(seed, workers=True, verbose=False)
     torch.backends.cudnn.deterministic = False
     torch.backends.cudnn.benchmark = False
+
+
+def _quieten_lightning() -> None:
+    """Its hardware lines, tips and own deprecations say nothing about this run."""
+    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
+    for message in (".*isinstance.treespec, LeafSpec.*", ".*smaller than the logging interval.*"):
+        warnings.filterwarnings("ignore", message, module="pytorch_lightning")
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
