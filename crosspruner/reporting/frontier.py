@@ -83,7 +83,7 @@ def _draw(
             marks = axes.scatter(
                 one.runs["compute_saved"],
                 one.runs["accuracy"],
-                s=18 if single else 14,
+                s=26 if single else 14,
                 color=colour,
                 alpha=1.0 if single else 0.7,
                 linewidths=0,

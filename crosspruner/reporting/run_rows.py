@@ -47,7 +47,7 @@ class Column:
 
 
 def run_columns(table: pd.DataFrame, runs: Sequence[RunFolder]) -> Iterator[Column]:
-    """Settings in which runs differ, then results.
+    """Settings in which runs differ, results, then other overrides that differ.
 
     Args:
         table: What `sweep_table` returns for `runs`.
@@ -56,10 +56,6 @@ def run_columns(table: pd.DataFrame, runs: Sequence[RunFolder]) -> Iterator[Colu
     for key in varying(table[list(SETTINGS)]):
         cells = [_plain(value) for value in table[key]]
         yield Column(key.capitalize(), cells, cells, key not in _NUMERIC, is_setting=True)
-    typed = pd.DataFrame([parse_overrides(run.overrides) for run in runs], table.index)
-    typed = typed[[key for key in typed if key not in SETTINGS]].fillna("").astype(str)
-    for key in varying(typed):
-        yield Column(key, list(typed[key]), list(typed[key]), True, is_setting=True)
     for key, (name, form) in _RESULTS.items():
         values = table[key].tolist()
         yield Column(
@@ -69,6 +65,10 @@ def run_columns(table: pd.DataFrame, runs: Sequence[RunFolder]) -> Iterator[Colu
             False,
             is_setting=False,
         )
+    typed = pd.DataFrame([parse_overrides(run.overrides) for run in runs], table.index)
+    typed = typed[[key for key in typed if key not in SETTINGS]].fillna("").astype(str)
+    for key in varying(typed):
+        yield Column(key, list(typed[key]), list(typed[key]), True, is_setting=True)
 
 
 def shared_settings(table: pd.DataFrame) -> list[tuple[str, str]]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from crosspruner.reporting.figures import shorten
 from crosspruner.reporting.run_folder import RunFolder
 from crosspruner.reporting.sweep_table import parse_overrides, varying
 
@@ -60,10 +61,12 @@ def find_series(table: pd.DataFrame, runs: Sequence[RunFolder]) -> list[Series]:
     if done.empty:
         return []
     typed = _other_overrides(done, runs)
-    compared = [key for key in varying(typed) if typed[key].nunique() <= _MAX_CHOICES]
-    parts = done[varying(done[list(METHOD)]) or ["grain"]].astype(str)
-    for key in compared:
-        parts[key] = (key + "=" + typed[key]).where(typed[key] != "", "")
+    few = [key for key in varying(typed) if typed[key].nunique() <= _MAX_CHOICES]
+    named = done[["model", "data", "crossbar", *METHOD]].astype(str).join(typed[few])
+    telling = _telling(named, always=["model", "data", "crossbar"]) or ["grain"]
+    parts = named[telling].copy()
+    for key in set(telling) & set(few):
+        parts[key] = (key + "=" + typed[key].map(shorten)).where(typed[key] != "", "")
     keys = pd.DataFrame(
         {
             "family": done["model"].astype(str) + " on " + done["data"].astype(str),
@@ -82,11 +85,25 @@ def find_series(table: pd.DataFrame, runs: Sequence[RunFolder]) -> list[Series]:
     return sorted(found, key=lambda s: (s.family, _size(s.crossbar), s.method))
 
 
+def _telling(table: pd.DataFrame, always: list[str]) -> list[str]:
+    """Columns besides `always` that are needed to tell rows apart, first ones preferred.
+
+    Settings often change together (a mapping with its grain, a schedule with its weights); a name
+    that lists them all tells no more than the first of them.
+    """
+    chosen: list[str] = []
+    for column in table.columns.difference(always, sort=False):
+        known = [*always, *chosen]
+        if table.groupby([*known, column]).ngroups > table.groupby(known).ngroups:
+            chosen.append(column)
+    return chosen
+
+
 def _other_overrides(done: pd.DataFrame, runs: Sequence[RunFolder]) -> pd.DataFrame:
     """What else was typed for each run: a column per key, empty text where it was not."""
     typed = pd.DataFrame([parse_overrides(runs[i].overrides) for i in done.index], done.index)
-    known = [key for key in (*METHOD, "model", "data", "crossbar", "ratio", "seed") if key in typed]
-    return typed.drop(columns=known).fillna("").astype(str)
+    known = {*METHOD, "model", "data", "crossbar", "ratio", "seed"}
+    return typed[[key for key in typed if key not in known]].fillna("").astype(str)
 
 
 def _groups(runs: pd.DataFrame, keys: pd.DataFrame) -> pd.DataFrame:

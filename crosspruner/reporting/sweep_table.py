@@ -41,6 +41,10 @@ RESULTS = (
 )
 """What came out, from `summary.json`; empty for a run that is not done."""
 
+_HOUSEKEEPING = frozenset(
+    {"callbacks", "ckpt_path", "debug", "hydra", "logger", "paths", "tags", "task_name"}
+)
+
 
 def sweep_table(runs: Sequence[RunFolder], root: Path) -> pd.DataFrame:
     """One row per run.
@@ -88,9 +92,12 @@ def write_sweep_summary(folder: Path | str) -> Path:
 
 
 def parse_overrides(overrides: Iterable[str]) -> dict[str, str]:
-    """`["+a.b=1", "grain=column"]` -> `{"a.b": "1", "grain": "column"}`."""
+    """`["+a.b=1", "grain=column"]` -> `{"a.b": "1", "grain": "column"}`.
+
+    Overrides that say where and how a run was recorded, not what was run, are left out.
+    """
     pairs = (override.lstrip("+~").partition("=") for override in overrides)
-    return {key: value for key, _, value in pairs}
+    return {key: value for key, _, value in pairs if key.split(".")[0] not in _HOUSEKEEPING}
 
 
 def varying(table: pd.DataFrame) -> list[str]:

@@ -73,7 +73,7 @@ def test_summary_keeps_fields_it_does_not_know(make_run, tmp_path):
 
 
 def test_parse_overrides():
-    typed = ["+a.b=1", "grain=column", "~x", "++list=[1,2]", "eq=a=b"]
+    typed = ["+a.b=1", "grain=column", "~x", "++list=[1,2]", "eq=a=b", "hydra.run.dir=/x"]
     expected = {"a.b": "1", "grain": "column", "x": "", "list": "[1,2]", "eq": "a=b"}
     assert parse_overrides(typed) == expected
 
@@ -105,10 +105,23 @@ def test_an_override_that_is_compared_makes_lines_and_one_searched_over_does_not
         (run / "summary.json").write_text(json.dumps(summary))
     found = find_runs(tmp_path)
     series = find_series(sweep_table(found, tmp_path), found)
-    assert [s.method for s in series] == ["crossbar, optimizer.lr=0", "crossbar, optimizer.lr=1"]
+    assert [s.method for s in series] == ["optimizer.lr=0", "optimizer.lr=1"]
     # eight trials at one ratio: only those that no other beats are joined by the line
     assert series[0].groups["accuracy"].tolist() == [0.9, 0.8, 0.7, 0.85]
     assert series[0].line["accuracy"].tolist() == [0.9, 0.85]
+
+
+def test_settings_that_change_together_are_named_once(make_run, tmp_path):
+    for number, (grain, schedule) in enumerate(
+        [("column", "short"), ("crossbar", "long"), ("crossbar", "long")]
+    ):
+        run = make_run(tmp_path / str(number), grain=grain, seed=number, steps=2)
+        typed = [f"grain={grain}", f"schedule={schedule}", f"paths.log_dir=/{number}"]
+        (run / ".hydra/overrides.yaml").write_text(json.dumps(typed))
+    found = find_runs(tmp_path)
+    series = find_series(sweep_table(found, tmp_path), found)
+    assert [s.method for s in series] == ["column", "crossbar"]
+    assert series[1].groups["seeds"].tolist() == [2]
 
 
 def test_no_finished_run_no_series(make_run, tmp_path):

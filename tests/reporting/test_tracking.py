@@ -139,6 +139,14 @@ def test_no_artifact_of_the_weights_offline(trained):
     assert kinds <= {"run_table"}
 
 
+def test_offline_mode_does_not_leak_into_the_process(tmp_path):
+    before = dict(os.environ)
+    with tracked(TrackingSettings(mode="offline"), tmp_path / "run", CONFIG, LABELS) as logger:
+        assert logger.experiment.offline
+        assert "WANDB_MODE" not in os.environ  # WandbLogger(offline=True) would set it
+    assert dict(os.environ) == before
+
+
 def test_two_multirun_jobs_get_two_wandb_runs(tmp_path):
     ids = []
     for job in ("0", "1"):
