@@ -6,6 +6,13 @@ import torch
 from torch import Tensor
 
 from crosspruner.errors import SolverError
+from crosspruner.solver.blocks import (
+    block_norms,
+    check_moments,
+    gram_from_moments,
+    take_outputs,
+)
+from crosspruner.solver.refit import RefitProblem
 
 
 @dataclass(frozen=True)
@@ -26,6 +33,52 @@ class LayerProblem:
     """(B, P) squared Frobenius norm of each group's weights."""
     saliency: Tensor | None = None
     """(B, P) first-order effect of each group on the task loss, sum of w * dloss/dw."""
+    refit: RefitProblem | None = None
+    """The same choice judged with refitted weights; None where the moments are not at hand."""
+
+    @classmethod
+    def from_moments(
+        cls,
+        moment: Tensor,
+        weight: Tensor,
+        group_rows: Tensor,
+        outputs: Tensor,
+        cross: Tensor | None = None,
+        energy: Tensor | None = None,
+        damping: float = 1e-2,
+        saliency: Tensor | None = None,
+    ) -> "LayerProblem":
+        """Build both forms of a layer's problem, fixed and refitted weights, from its moments.
+
+        Args:
+            moment: (D, D) E X~' X~ of the layer's unrolled inputs as it will see them, pruned
+                layers before it included.
+            weight: (D, O) unrolled weights before pruning.
+            group_rows: (P,) consecutive rows of each input group, >= 1 each, sum D.
+            outputs: (B, n) int64, the columns of `weight` that share each problem's mask; -1 pads.
+                Crossbar grain: the FMs of one output group. Column grain: (O, 1), one FM each.
+            cross: (D, O) E X~' Y with the dense network's outputs Y, without bias. None:
+                `moment @ weight`, the outputs of the same inputs.
+            energy: (O,) E Y^2. None: that of Y = X~ W.
+            damping: ridge of the refit as a fraction of the mean diagonal of `moment`, >= 0.
+            saliency: (B, P), see `LayerProblem.saliency`.
+
+        Raises:
+            SolverError: wrong shapes, NaN or infinite entries, negative damping.
+        """
+        refit = RefitProblem.from_moments(
+            moment, weight, group_rows, outputs, cross, energy, damping
+        )
+        moment, weight, cross, energy = check_moments(moment, weight, group_rows, cross, energy)
+        gram, linear = gram_from_moments(moment, weight, group_rows, outputs, cross)
+        return cls(
+            gram=gram,
+            linear=linear,
+            energy=take_outputs(energy[None], outputs).sum((1, 2)),
+            norms=block_norms(weight, group_rows, outputs),
+            saliency=saliency,
+            refit=refit,
+        )
 
     def __post_init__(self) -> None:
         rows = self.gram.shape[:2]

@@ -8,7 +8,9 @@
     greedy      one removal at a time, then pairwise swaps             gram
     lgd_hard    LGD with the plain projection, one start, no swaps     gram
     lgd_rpp     LGD with RPP, restarts and swaps                       gram
+    obs_group   elimination by refitted loss, then local search        refit
 
+With `refit=True` greedy and lgd_rpp choose for the refitted weights too, and need refit.
 Each takes `(problem, keep, generator)` and returns a (B, P) mask with exactly `keep` True per row.
 """
 
@@ -23,7 +25,10 @@ from crosspruner.solver.baselines import magnitude, random_groups, taylor
 from crosspruner.solver.greedy import greedy_elimination
 from crosspruner.solver.lasso import lasso_path
 from crosspruner.solver.lgd import check_problem, lgd_rpp
+from crosspruner.solver.lgd_refit import lgd_rpp_refit
+from crosspruner.solver.obs import obs_group
 from crosspruner.solver.problem import LayerProblem
+from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.rpp import check_keep
 from crosspruner.solver.swap import swap_descent
 
@@ -33,6 +38,7 @@ def choose_mask(
     keep: int | Tensor,
     solver: str = "lgd_rpp",
     generator: torch.Generator | None = None,
+    refit: bool = False,
     options: Mapping[str, Any] | None = None,
 ) -> Tensor:
     """Solve a layer problem with a solver named as in the table above.
@@ -42,6 +48,7 @@ def choose_mask(
         keep: groups to keep, one int or (B,) integers in 0..P.
         solver: a key of `SOLVERS`.
         generator: source of all randomness. None: a new one with seed 0.
+        refit: the kept weights will be refitted, so choose for that where the solver can.
         options: further keyword arguments of that solver, such as `restarts` of `lgd_rpp`.
 
     Returns:
@@ -55,8 +62,9 @@ def choose_mask(
     keep = check_keep(problem.linear, keep)
     if generator is None:
         generator = torch.Generator(problem.gram.device).manual_seed(0)
+    function = REFIT_SOLVERS.get(solver, SOLVERS[solver]) if refit else SOLVERS[solver]
     try:
-        return SOLVERS[solver](problem, keep, generator, **(options or {}))
+        return function(problem, keep, generator, **(options or {}))
     except TypeError as error:
         if "unexpected keyword" not in str(error):
             raise
@@ -112,6 +120,41 @@ def _lgd_rpp(
     )
 
 
+def _obs_group(
+    problem: LayerProblem, keep: Tensor, generator: torch.Generator, search: bool = True
+) -> Tensor:
+    return obs_group(_refit_of(problem), keep, search)
+
+
+def _greedy_refit(
+    problem: LayerProblem, keep: Tensor, generator: torch.Generator, swaps: bool = True
+) -> Tensor:
+    return lgd_rpp_refit(_refit_of(problem), keep, restarts=0, swaps=swaps, generator=generator)
+
+
+def _lgd_rpp_refit(
+    problem: LayerProblem,
+    keep: Tensor,
+    generator: torch.Generator,
+    steps: int = 10,
+    relax: float = 0.5,
+    restarts: int = 4,
+    swaps: bool = True,
+    rank: int | None = None,
+) -> Tensor:
+    return lgd_rpp_refit(_refit_of(problem), keep, steps, relax, restarts, swaps, generator, rank)
+
+
+def _refit_of(problem: LayerProblem) -> RefitProblem:
+    if problem.refit is None:
+        raise SolverError(
+            "choosing for refitted weights needs the layer's moments, which this problem does not"
+            " hold; use LayerProblem.from_moments, or refit=false with another solver than"
+            " obs_group"
+        )
+    return problem.refit
+
+
 SOLVERS: dict[str, Callable[..., Tensor]] = {
     "random": random_groups,
     "magnitude": magnitude,
@@ -120,4 +163,10 @@ SOLVERS: dict[str, Callable[..., Tensor]] = {
     "greedy": _greedy,
     "lgd_hard": _lgd_hard,
     "lgd_rpp": _lgd_rpp,
+    "obs_group": _obs_group,
+}
+
+REFIT_SOLVERS: dict[str, Callable[..., Tensor]] = {
+    "greedy": _greedy_refit,
+    "lgd_rpp": _lgd_rpp_refit,
 }

@@ -1,0 +1,137 @@
+"""LGD with RPP on the refitted loss: masks chosen for the weights they will have after the refit.
+
+Between binary masks the refitted loss has no gradient, only exact differences: what pruning a
+kept group would cost and what reviving a pruned one would gain (`PivotTable.scores`). They are
+what the dense state follows:
+
+    d <- d - eta * (d - scores(beta)),    beta = RPP(d)
+
+so d averages the worth of every group over the masks visited, and RPP draws the next one from it.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from crosspruner.errors import SolverError
+from crosspruner.solver.obs import batch_parts
+from crosspruner.solver.pivot import PivotTable
+from crosspruner.solver.reduce import reduce_problem
+from crosspruner.solver.refit import RefitProblem
+from crosspruner.solver.rpp import check_keep, rpp
+
+STEP = 0.3
+"""eta: the share of the present scores in the state."""
+
+FLOPS = 4e11
+"""Operations that the search of one layer may take: some ten seconds on one core."""
+
+
+def lgd_rpp_refit(
+    problem: RefitProblem,
+    keep: int | Tensor,
+    steps: int = 10,
+    relax: float = 0.5,
+    restarts: int = 4,
+    swaps: bool = True,
+    generator: torch.Generator | None = None,
+    rank: int | None = None,
+) -> Tensor:
+    """Choose which groups each problem keeps so that its refitted outputs change least.
+
+    Args:
+        problem: the normal equations of B problems with P groups of d rows.
+        keep: groups to keep, one int or (B,) integers in 0..P.
+        steps: LGD steps of every restart, >= 0.
+        relax: relaxation of the first projection, >= 0; it falls to 0 along the steps.
+        restarts: LGD runs beside the elimination that the search starts with, >= 0.
+        swaps: end every run by swaps judged by the refitted loss.
+        generator: source of the draws, on the problem's device. None: a new one with seed 0.
+        rank: directions per group of the stand-in that large problems are searched on
+            (`reduce_problem`); d or more searches the problem itself. None: as many as the search
+            can afford within about `FLOPS` operations.
+
+    Returns:
+        (B, P) bool, exactly `keep` True per row: of all runs the mask of least refitted loss,
+        solved in full.
+
+    Raises:
+        SolverError: an argument out of range, or moments too close to singular.
+
+    Source: LGD and RPP of Liang et al., IEEE Access 2018, carried over to the refitted loss: ours.
+    """
+    if steps < 0 or restarts < 0 or not 0 <= relax < math.inf or (rank is not None and rank < 1):
+        raise SolverError(
+            "lgd_rpp with refit needs steps >= 0, restarts >= 0, a finite relax >= 0 and rank >= 1"
+            f" or None; got steps={steps}, restarts={restarts}, relax={relax}, rank={rank}"
+        )
+    keep = check_keep(problem.target.new_empty(problem.num_problems, problem.num_groups), keep)
+    if generator is None:
+        generator = torch.Generator(problem.target.device).manual_seed(0)
+    rank = _affordable_rank(problem, restarts) if rank is None else rank
+    stand_in = problem if rank >= problem.group_size else reduce_problem(problem, rank)
+    chosen = torch.zeros(
+        problem.num_problems, problem.num_groups, dtype=torch.bool, device=problem.target.device
+    )
+    for part in batch_parts(stand_in):
+        table = PivotTable(stand_in.rows(part))
+        worth = table.scores()
+        table.eliminate(keep[part])
+        runs = [_finish(table, swaps)]
+        for _ in range(restarts):
+            _descend(table, worth, keep[part], steps, relax, generator)
+            runs.append(_finish(table, swaps))
+        chosen[part] = _best(problem.rows(part), runs)
+    return chosen
+
+
+def _descend(
+    table: PivotTable,
+    state: Tensor,
+    keep: Tensor,
+    steps: int,
+    relax: float,
+    generator: torch.Generator,
+) -> None:
+    """One LGD run from a dense state (B, P); leaves the table at the best mask of the run."""
+    best, best_loss = table.mask.clone(), torch.full_like(table.loss, torch.inf)
+    for step in range(steps + 1):
+        # Step 1: beta = RPP(d), relaxed less and less.
+        table.move_to(rpp(state, keep, relax * (1 - step / (steps + 1)), generator))
+        # Step 2: remember the best beta; move the dense d towards the scores at the sparse one.
+        better = table.loss < best_loss
+        best_loss = torch.where(better, table.loss, best_loss)
+        best = torch.where(better.unsqueeze(1), table.mask, best)
+        state = state - STEP * (state - table.scores())
+    table.move_to(best)
+
+
+def _finish(table: PivotTable, swaps: bool) -> Tensor:
+    if swaps:
+        table.descend()
+    return table.mask.clone()
+
+
+def _best(problem: RefitProblem, runs: list[Tensor]) -> Tensor:
+    """Of several masks per problem, each (B, P), the one of least refitted loss. (B, P)"""
+    best, best_loss = runs[0].clone(), problem.solve(runs[0])[1]
+    for mask in runs[1:]:
+        # Most runs end at the same mask: solve only those that do not.
+        new = (mask ^ best).any(1).nonzero().squeeze(1)
+        if not len(new):
+            continue
+        loss = problem.rows(new).solve(mask[new])[1]
+        lower = loss < best_loss[new]
+        best_loss[new[lower]] = loss[lower]
+        best[new[lower]] = mask[new[lower]]
+    return best
+
+
+def _affordable_rank(problem: RefitProblem, restarts: int) -> int:
+    height, num_targets = problem.group_size, problem.target.shape[2]
+    # An elimination costs about 2 (P * rank)^3 operations per problem, and so does every restart.
+    passes = 2 * (2 + restarts) * max(1, problem.num_problems)
+    rank = int((FLOPS / passes) ** (1 / 3) / problem.num_groups)
+    # Below this the stand-in no longer holds the weights themselves and their first responses.
+    return min(height, max(rank, 2 * num_targets, 4))

@@ -1,0 +1,63 @@
+"""Group OBS: prune what the refit can best make up for, update, then search around the result.
+
+The baseline to beat for refitted weights: deterministic, one exact update per removal.
+"""
+
+import torch
+from torch import Tensor
+
+from crosspruner.solver.pivot import PivotTable
+from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
+from crosspruner.solver.rpp import check_keep
+
+
+def obs_group(problem: RefitProblem, keep: int | Tensor, search: bool = True) -> Tensor:
+    """Eliminate groups by refitted loss, then drop and add several at a time while that helps.
+
+    Args:
+        problem: the normal equations of B problems with P groups.
+        keep: groups to keep, one int or (B,).
+        search: the local search after the elimination.
+
+    Returns:
+        (B, P) bool, exactly `keep` True per row.
+
+    Source: Meng, Ibrahim, Behdin, Hazimeh, Ponomareva, Mazumder, ICML 2024 (OSSCAR), on the groups
+    of each output; costs tr(W_g' [(H^-1)_gg]^-1 W_g) as in Hassibi and Stork, NeurIPS 1992. The
+    first number of exchanges, half of what can be exchanged, is our reading.
+    """
+    keep = check_keep(problem.target.new_empty(problem.num_problems, problem.num_groups), keep)
+    masks = []
+    for part in batch_parts(problem):
+        table = PivotTable(problem.rows(part))
+        table.eliminate(keep[part])
+        if search:
+            _search(table)
+        masks.append(table.mask)
+    return torch.cat(masks) if masks else torch.zeros(0, problem.num_groups, dtype=torch.bool)
+
+
+def batch_parts(problem: RefitProblem) -> list[slice]:
+    """Slices of the batch whose pivot tables fit into memory together."""
+    rows, columns = problem.target.shape[1:]
+    chunk = max(1, CHUNK_ENTRIES // max(1, rows * (rows + columns)))
+    return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]
+
+
+def _search(table: PivotTable) -> None:
+    """Drop the `number` cheapest groups and add as many, one by one; halve `number` when stuck."""
+    kept = table.mask.sum(1)
+    number = torch.minimum(kept, table.groups - kept) // 2
+    number = torch.where((kept > 0) & (kept < table.groups), number.clamp(min=1), 0)
+    while number.any():
+        best, best_loss = table.mask.clone(), table.loss.clone()
+        for fill in (False, True):
+            for step in range(int(number.max())):
+                rows = (number > step).nonzero().squeeze(1)
+                worth, mask = table.scores(rows), table.mask[rows]
+                worth = torch.where(mask == fill, -torch.inf, worth if fill else -worth)
+                table.toggle(worth.argmax(1), rows)
+        better = table.loss < best_loss - 1e-9 * best_loss.abs()
+        # A row that gained tries again from where it is; another goes back and moves less.
+        table.move_to(torch.where(better.unsqueeze(1), table.mask, best))
+        number = torch.where(better, number, number // 2)

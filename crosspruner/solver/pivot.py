@@ -1,0 +1,199 @@
+"""Exact refitted losses of many masks, moved from one to the next by block pivots.
+
+Sweeping the normal equations H V = T on the kept rows S turns them into a table that holds all
+there is to know about S (A = H_SS^-1, V = A T_S):
+
+              kept            pruned              target
+    kept      -A              A H_SP              V   refitted weights
+    pruned    H_PS A          H_PP - H_PS A H_SP  r = T_P - H_PS V   unexplained correlation
+
+Toggling group g, kept or pruned, is one pivot on its d x d block; no factorisation is ever redone.
+With K the block of g and u its rows of the target, u' |K|^-1 u is the rise of the loss on pruning
+a kept group (tr V_g' (A_gg)^-1 V_g) and its fall on reviving a pruned one (tr r_g' C_g^-1 r_g).
+
+Source: the sweep operator (Goodnight, The American Statistician 1979) by blocks; the pruning cost
+is that of group OBS (Hassibi and Stork, NeurIPS 1992; OSSCAR, ICML 2024).
+"""
+
+import torch
+from torch import Tensor
+
+from crosspruner.errors import SolverError
+from crosspruner.solver.refit import RefitProblem
+
+
+class PivotTable:
+    """The swept normal equations of a batch of problems, at one mask per problem.
+
+    Attributes:
+        mask: (B, P) bool, the groups kept now.
+        loss: (B,) float64, the refitted loss of `mask`.
+    """
+
+    def __init__(self, problem: RefitProblem) -> None:
+        """Start with all groups kept."""
+        self.groups, self.height = problem.num_groups, problem.group_size
+        batch, size, self._num_targets = problem.target.shape
+        inverse = torch.cholesky_inverse(_factor(problem.moment))
+        weights = inverse @ problem.target
+        # The target rides along as extra columns: one product updates both.
+        self._table = torch.cat([-inverse.expand(batch, size, size), weights], dim=2)
+        self._constant = problem.constant
+        self.loss = problem.constant - (problem.target * weights).sum((1, 2))
+        self.mask = torch.ones(batch, self.groups, dtype=torch.bool, device=weights.device)
+
+    def scores(self, rows: Tensor | None = None) -> Tensor:
+        """What each group is worth at the present mask, >= 0.
+
+        Args:
+            rows: (b,) int64, the problems asked for; None: all.
+
+        Returns:
+            (b, P): rise of the loss on pruning a kept group, fall on reviving a pruned one.
+        """
+        rows = self._rows(rows)
+        every = torch.arange(self.groups, device=rows.device)
+        blocks = self._blocks()[rows[:, None], every, :, every]
+        return _gain(_factor(blocks * self._sign(self.mask[rows])), self._targets()[rows])
+
+    def toggle(self, group: Tensor, rows: Tensor | None = None) -> None:
+        """Prune a kept group or revive a pruned one.
+
+        Args:
+            group: (b,) int64, the group of each row.
+            rows: (b,) int64, the problems to change; None: all, in order.
+        """
+        everything = rows is None or len(rows) == len(self.mask)
+        rows = self._rows(rows)
+        if not len(rows):
+            return
+        size = self.groups * self.height
+        table = self._table if everything else self._table[rows]
+        batch = torch.arange(len(rows), device=rows.device)
+        pivot = table.view(len(rows), self.groups, self.height, -1)[batch, group]
+        block = pivot[:, :, :size].unflatten(2, (self.groups, self.height))[batch, :, group]
+        sign = self._sign(self.mask[rows, group])
+        inverse = sign * torch.cholesky_inverse(_factor(sign * block))
+        scaled = inverse @ pivot
+        targets = pivot[:, :, size:]
+        self.loss[rows] -= (targets * scaled[:, :, size:]).sum((1, 2))
+
+        table = torch.baddbmm(table, pivot[:, :, :size].mT, scaled, alpha=-1)
+        scaled = sign * scaled
+        by_group = table.view(len(rows), self.groups, self.height, -1)
+        by_group[batch, group] = scaled
+        square = by_group[..., :size].unflatten(3, (self.groups, self.height))
+        columns = scaled[:, :, :size].unflatten(2, (self.groups, self.height))
+        square[batch, :, :, group] = columns.permute(0, 2, 3, 1)
+        square[batch, group, :, group] = -inverse
+        if everything:
+            self._table = table
+        else:
+            self._table[rows] = table
+        self.mask[rows, group] ^= True
+
+    def move_to(self, mask: Tensor) -> None:
+        """Toggle groups until the table stands at `mask` (B, P)."""
+        while True:
+            different = self.mask ^ mask
+            rows = different.any(1).nonzero().squeeze(1)
+            if not len(rows):
+                return
+            group = different[rows].to(torch.uint8).argmax(1)
+            self.toggle(group, rows)
+
+    def eliminate(self, keep: Tensor) -> None:
+        """Prune the cheapest kept group, one after another, down to `keep` (B,)."""
+        while True:
+            rows = (self.mask.sum(1) > keep).nonzero().squeeze(1)
+            if not len(rows):
+                return
+            worth = self.scores(rows).masked_fill(~self.mask[rows], torch.inf)
+            self.toggle(worth.argmin(1), rows)
+
+    def best_swap(
+        self, shortlist: int, rows: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best exchange of a kept for a pruned group, with the loss after refitting both ways.
+
+        Args:
+            shortlist: consider the cheapest kept and the most valuable pruned groups, this many
+                of each; the loss of each pair is exact.
+            rows: (b,) int64, the problems asked for; None: all.
+
+        Returns:
+            change of the loss (b,), +inf where nothing can be exchanged, and the kept and the
+            pruned group (b,).
+        """
+        rows = self._rows(rows)
+        mask, worth = self.mask[rows], self.scores(rows)
+        length = min(shortlist, self.groups)
+        kept = worth.masked_fill(~mask, torch.inf).topk(length, 1, largest=False)
+        pruned = worth.masked_fill(mask, -torch.inf).topk(length, 1)
+        blocks, targets = self._blocks(), self._targets()
+        k, p, row = kept.indices, pruned.indices, rows.unsqueeze(1)
+        # After pruning k the block and the target of p become C_p + F' F and r_p + F' v.
+        factor = _factor(self._sign(self.mask[row, k]) * blocks[row, k, :, k])
+        link = blocks[row.unsqueeze(2), k.unsqueeze(2), :, p.unsqueeze(1)]
+        link = torch.linalg.solve_triangular(factor.unsqueeze(2), link, upper=False)
+        weights = torch.linalg.solve_triangular(factor, targets[row, k], upper=False)
+        block = (self._sign(self.mask[row, p]) * blocks[row, p, :, p]).unsqueeze(1)
+        block = block + link.mT @ link
+        target = targets[row, p].unsqueeze(1) + link.mT @ weights.unsqueeze(2)
+        change = kept.values.unsqueeze(2) - _gain(_factor(block), target)
+        change = change.masked_fill(pruned.values.isinf().unsqueeze(1), torch.inf)
+        best, pair = change.flatten(1).min(1)
+        column = torch.arange(len(rows), device=rows.device)
+        return best, k[column, pair // length], p[column, pair % length]
+
+    def descend(self, shortlist: int = 8) -> None:
+        """Make the best swap again and again until none lowers the loss.
+
+        The shortlist serves a row until it runs dry; then all pairs are tried.
+        """
+        # Below this a gain is rounding: two swaps could undo each other for ever.
+        tolerance = 1e-9 * self.loss.abs() + 1e-13 * self._constant
+        narrow = self._rows(None)
+        wide = narrow[:0]
+        while len(narrow) or len(wide):
+            rows, width = (narrow, shortlist) if len(narrow) else (wide, self.groups)
+            change, kept, pruned = self.best_swap(width, rows)
+            better = change < -tolerance[rows]
+            improved = rows[better]
+            self.toggle(kept[better], improved)
+            self.toggle(pruned[better], improved)
+            wide = torch.cat([wide, rows[~better]]) if len(narrow) else wide[:0]
+            narrow = improved
+
+    def _rows(self, rows: Tensor | None) -> Tensor:
+        return torch.arange(len(self.mask), device=self.mask.device) if rows is None else rows
+
+    def _sign(self, kept: Tensor) -> Tensor:
+        """-1 for kept, 1 for pruned groups, which makes their blocks positive definite."""
+        return torch.where(kept, -1.0, 1.0).to(self._table.dtype)[..., None, None]
+
+    def _blocks(self) -> Tensor:
+        """(B, P, d, P, d) view of the square part."""
+        shape = (len(self._table), self.groups, self.height, self.groups, self.height)
+        square = self._table[:, :, : self.groups * self.height]
+        return square.unflatten(2, shape[3:]).unflatten(1, shape[1:3])
+
+    def _targets(self) -> Tensor:
+        """(B, P, d, n) view of the target columns."""
+        return self._table[:, :, self.groups * self.height :].unflatten(
+            1, (self.groups, self.height)
+        )
+
+
+def _gain(factor: Tensor, target: Tensor) -> Tensor:
+    """tr(u' (L L')^-1 u) for factors L (..., d, d) and targets u (..., d, n). Returns (...)."""
+    return torch.linalg.solve_triangular(factor, target, upper=False).square().sum((-2, -1))
+
+
+def _factor(matrix: Tensor) -> Tensor:
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.any():
+        raise SolverError(
+            "the layer's moments are too close to singular for the refit; raise damping"
+        )
+    return factor

@@ -1,0 +1,85 @@
+"""A small stand-in for a large refit problem: a few directions per group instead of all its rows.
+
+When group h is pruned, the refit moves the weights of group g by A_gh A_hh^-1 V_h (A = H^-1, V the
+dense solution). These responses to all single removals, with V_g itself, span nearly all that the
+refit of g will ever need. Each problem keeps the `rank` strongest directions per group, measured in
+the metric A_gg^-1 in which pruning costs are counted, and its normal equations shrink from P * d
+to P * rank rows. Masks are chosen there; losses and weights are always solved in full.
+
+Source: our own; a Galerkin projection as in reduced-basis methods.
+"""
+
+import torch
+from torch import Tensor
+
+from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
+
+
+def reduce_problem(problem: RefitProblem, rank: int) -> RefitProblem:
+    """Project a refit problem with a shared moment onto `rank` directions per group.
+
+    Args:
+        problem: moment (D, D), target (B, D, n).
+        rank: directions per group, 1..d.
+
+    Returns:
+        the projected problem: moment (B, P * rank, P * rank), target (B, P * rank, n); the loss of
+        a mask there is an upper bound of its true loss.
+    """
+    groups, height = problem.num_groups, problem.group_size
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(problem.moment))
+    every = torch.arange(groups, device=inverse.device)
+    by_group = inverse.view(groups, height, groups, height)
+    metric = torch.cholesky_inverse(torch.linalg.cholesky(by_group[every, :, every]))
+    # Sketches are drawn from a generator of their own: the stand-in is a function of the problem.
+    generator = torch.Generator(inverse.device).manual_seed(0)
+    num_responses = groups * problem.target.shape[2]
+    sketch = torch.randn(
+        num_responses, rank, generator=generator, dtype=inverse.dtype, device=inverse.device
+    )
+    entries = problem.target.shape[1] * (num_responses + groups * rank)
+    chunk = max(1, CHUNK_ENTRIES // entries)
+    parts = [
+        _reduce(problem.rows(slice(i, i + chunk)), by_group, metric, sketch)
+        for i in range(0, problem.num_problems, chunk)
+    ]
+    moment, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return RefitProblem(moment, target, problem.constant, groups)
+
+
+def _reduce(
+    problem: RefitProblem, inverse: Tensor, metric: Tensor, sketch: Tensor
+) -> tuple[Tensor, Tensor]:
+    groups, height = problem.num_groups, problem.group_size
+    batch, size, _ = problem.target.shape
+    rank = sketch.shape[1]
+    weights = (inverse.reshape(size, size) @ problem.target).unflatten(1, (groups, height))
+    basis = _basis(_responses(inverse, metric @ weights), metric, sketch)
+
+    by_group = problem.moment.view(groups, height, groups, height)
+    # (B, P, d, P, rank): the moment times every group's basis.
+    half = torch.einsum("gxhy,bhyr->bgxhr", by_group, basis)
+    moment = torch.einsum("bgxs,bgxhr->bgshr", basis, half).reshape(
+        batch, groups * rank, groups * rank
+    )
+    target = basis.mT @ problem.target.unflatten(1, (groups, height))
+    return (moment + moment.mT) / 2, target.flatten(1, 2)
+
+
+def _responses(inverse: Tensor, scaled: Tensor) -> Tensor:
+    """How each group answers each removal: (B, P, d, P * n) from A_hh^-1 V_h (B, P, d, n)."""
+    responses = torch.einsum("gxhy,bhyn->bgxhn", inverse, scaled)
+    return responses.flatten(3)
+
+
+def _basis(responses: Tensor, metric: Tensor, sketch: Tensor) -> Tensor:
+    """The strongest directions (B, P, d, rank) of the responses, orthonormal in the metric."""
+    factor = torch.linalg.cholesky(metric)
+    tall = factor.mT @ responses
+    # Two rounds of subspace iteration find the leading space well enough at any spectrum.
+    space = tall @ sketch
+    for _ in range(2):
+        space = torch.linalg.qr(space).Q
+        space = tall @ (tall.mT @ space)
+    space = torch.linalg.qr(space).Q
+    return torch.linalg.solve_triangular(factor.mT, space, upper=True)
