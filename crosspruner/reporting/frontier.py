@@ -121,7 +121,7 @@ def _limits(series: Sequence[Series]) -> tuple[tuple[float, float], tuple[float,
     accuracy = pd.concat([runs["accuracy"], runs["dense_accuracy"]]).dropna()
     margin = max(0.06 * (accuracy.max() - accuracy.min()), 0.002)
     return (
-        (max(saved.min() - 0.05, 0.0), min(saved.max() + 0.05, 1.0)),
+        (max(saved.min() - 0.05, -0.02), min(saved.max() + 0.05, 1.02)),
         (accuracy.min() - margin, accuracy.max() + 2 * margin),
     )
 
