@@ -185,6 +185,17 @@ class LayerPlan:
         return int(kept.sum())
 
     @property
+    def kept(self) -> Tensor:
+        """(Cout, Cin / G) bool: pairs of an output and an input FM whose kernel is kept."""
+        geometry, packing = self.geometry, self.packing
+        fms = self.input_table[packing.block_input]
+        fms = torch.where(fms >= 0, fms % geometry.group_inputs, geometry.group_inputs)
+        outs = packing.block_outputs  # -1 lands in the spare last row
+        kept = torch.zeros(geometry.out_channels + 1, geometry.group_inputs + 1, dtype=torch.bool)
+        kept[outs[:, :, None], fms[:, None, :]] = True
+        return kept[:-1, :-1]
+
+    @property
     def cells_used(self) -> int:
         """Cells that hold a weight, copies included, those under zero padding left out."""
         geometry = self.geometry

@@ -86,7 +86,9 @@ def _wrapped(text: str) -> str:
 
 
 def _plain(table: Table) -> str:
-    console = Console(file=StringIO(), width=_WIDTH, color_system=None, legacy_windows=False)
+    console = Console(
+        file=StringIO(), width=_WIDTH, color_system=None, markup=False, emoji=False, highlight=False
+    )
     console.print(table)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     return "\n".join(line.rstrip() for line in text.splitlines()) + "\n"

@@ -1,0 +1,198 @@
+"""What crosspruner costs and how its figures compare, measured on this machine.
+
+python scripts/benchmark.py mapping            crossbars and phases of the three mappings, and the
+                                               time that planning, packing and simulating take
+"""
+
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from torch import nn
+
+from crosspruner.hardware import Plan, plan_model, simulate
+from crosspruner.training import build_model
+
+
+@click.group(help=__doc__)
+def main() -> None:
+    """Collects the subcommands."""
+
+
+@main.command()
+@click.option("--quick", is_flag=True, help="Ratios only, without the timings.")
+def mapping(quick: bool) -> None:
+    """Ratios between the mappings (SemiMap reports 10-36 and 23-462), then costs."""
+    print(table(RATIO_COLUMNS, ratio_rows()))
+    if not quick:
+        print(table(COST_COLUMNS, cost_rows()))
+        print(table(SIMULATION_COLUMNS, simulation_rows()))
+
+
+def lenet() -> nn.Module:
+    """LeNet-5 for 28x28 images."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10),
+    )  # fmt: skip
+
+
+def zoo(name: str, size: int, family: str = "crosspruner") -> Callable[[], nn.Module]:
+    """A constructor of one of our networks, or of torchvision's."""
+    classes = 1000 if size > 64 else 10
+    return lambda: build_model(name, classes, (size, size), family=family)
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, int, int]]] = {
+    "LeNet, 28x28": (lenet, (1, 28, 28)),
+    "VGG8, 32x32": (zoo("vgg8", 32), (3, 32, 32)),
+    "VGG16, 32x32": (zoo("vgg16", 32), (3, 32, 32)),
+    "ResNet18, 32x32": (zoo("resnet18", 32), (3, 32, 32)),
+    "AlexNet, 224x224": (zoo("alexnet", 224, "torchvision"), (3, 224, 224)),
+    "VGG16, 224x224": (zoo("vgg16", 224), (3, 224, 224)),
+    "ResNet18, 224x224": (zoo("resnet18", 224), (3, 224, 224)),
+}
+
+RATIO_COLUMNS = (
+    "network",
+    "crossbar",
+    "folded",
+    "semi-folded",
+    "unfolded",
+    "unfolded / semi-folded",
+    "convolutions alone",
+    "folded / semi-folded phases",
+)
+
+
+def ratio_rows(crossbars: tuple[str, ...] = ("128x128", "256x256")) -> Iterator[tuple[Any, ...]]:
+    """Crossbars of the three mappings and SemiMap's two ratios, per network and crossbar."""
+    for name, (build, shape) in NETWORKS.items():
+        with torch.device("meta"):
+            model = build()
+        for crossbar in crossbars:
+            folded, semi, unfolded = (
+                plan_model(model, shape, crossbar, kind)
+                for kind in ("folded", "semifolded", "unfolded")
+            )
+            yield (
+                name,
+                crossbar,
+                f"{folded.compute_crossbars:,}",
+                f"{semi.compute_crossbars:,}",
+                f"{unfolded.compute_crossbars:,}",
+                f"{unfolded.compute_crossbars / semi.compute_crossbars:.1f}",
+                f"{convolutions(unfolded) / convolutions(semi):.1f}",
+                f"{folded.phases / semi.phases:.1f}",
+            )
+
+
+def convolutions(plan: Plan) -> int:
+    """Compute crossbars of the convolutions."""
+    return sum(layer.compute_crossbars for layer in plan.layers if layer.kind == "conv")
+
+
+COST_COLUMNS = (
+    "network",
+    "crossbar",
+    "crossbars, dense",
+    "left",
+    "plan, s",
+    "pack, s",
+    "save, s",
+    "file, MB",
+    "pack, us per block",
+    "peak memory, MB",
+)
+
+
+def cost_rows() -> Iterator[tuple[Any, ...]]:
+    """Seconds to plan, to pack half of the columns (random mask), and to save."""
+    for name, size in (("vgg16", 224), ("resnet50", 224)):
+        with torch.device("meta"):
+            model = build_model(name, 1000, (size, size))
+        plan_model(model, (3, size, size), "512x512")  # imports and caches
+        for side in (512, 256, 128, 64, 32):
+            crossbar = f"{side}x{side}"
+            plan, planning = timed(
+                lambda model=model, crossbar=crossbar: plan_model(
+                    model, (3, 224, 224), crossbar, grain="column"
+                )
+            )
+            generator = torch.Generator().manual_seed(0)
+            masks = {
+                layer.name: torch.rand(layer.mask_shape, generator=generator) < 0.5
+                for layer in plan.layers
+                if layer.prunable
+            }
+            pruned = plan.pruned(masks)
+            blocks, packing = timed(
+                lambda pruned=pruned: sum(len(layer.packing) for layer in pruned.layers)
+            )
+            with tempfile.TemporaryDirectory() as folder:
+                path = Path(folder) / "mapping.json"
+                _, saving = timed(lambda pruned=pruned, path=path: pruned.save(path))
+                megabytes = path.stat().st_size / 1e6
+            yield (
+                f"{name}, {size}x{size}",
+                crossbar,
+                f"{plan.compute_crossbars:,}",
+                f"{pruned.compute_crossbars:,}",
+                f"{planning:.3f}",
+                f"{packing:.3f}",
+                f"{saving:.3f}",
+                f"{megabytes:.1f}",
+                f"{1e6 * packing / blocks:.1f}",
+                f"{peak_memory():.0f}",
+            )
+
+
+SIMULATION_COLUMNS = ("network", "crossbar", "mapping", "crossbars", "dtype", "s per image")
+
+
+def simulation_rows() -> Iterator[tuple[Any, ...]]:
+    """Seconds to run one CIFAR image through VGG16, crossbar by crossbar."""
+    for kind in ("folded", "semifolded", "liang2018"):
+        for dtype in (torch.float32, torch.float64):
+            model = build_model("vgg16", 10).to(dtype)
+            plan = plan_model(model, (3, 32, 32), "256x256", kind)
+            image = torch.randn(1, 3, 32, 32, dtype=dtype)
+            _, seconds = timed(
+                lambda plan=plan, model=model, image=image: simulate(plan, model, image)
+            )
+            yield (
+                "vgg16, 32x32",
+                "256x256",
+                kind,
+                f"{plan.compute_crossbars:,}",
+                str(dtype).removeprefix("torch."),
+                f"{seconds:.2f}",
+            )
+
+
+def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+    """What `work` returns, and the seconds it took."""
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started
+
+
+def peak_memory() -> float:
+    """The most memory that this process has held so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def table(columns: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
+    """A Markdown table, numbers to the right."""
+    lines = [columns, tuple("---" if i < 2 else "---:" for i in range(len(columns))), *rows]
+    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
