@@ -6,6 +6,7 @@
     plan = cp.plan_model(model, (3, 32, 32), "256x256", mapping="semifolded")
     print(plan.table())
     logits = cp.simulate(plan, model, images)
+    result = cp.prune(model, calibration_loader, "256x256", ratio=0.5)
     trainer = Trainer(callbacks=[cp.CrossbarPruning("256x256", ratio=0.5, input_shape=(3, 32, 32))])
 
 Follows Liang et al., "Crossbar-Aware Neural Network Pruning", IEEE Access 2018.
@@ -26,14 +27,18 @@ from crosspruner.solver import lgd_rpp as lgd_rpp
 
 if TYPE_CHECKING:
     from crosspruner.pruning.callback import CrossbarPruning as CrossbarPruning
+    from crosspruner.pruning.oneshot import PruneResult as PruneResult
+    from crosspruner.pruning.oneshot import prune as prune
     from crosspruner.pruning.schedule import PruningSchedule as PruningSchedule
     from crosspruner.pruning.step_solver import StepSettings as StepSettings
 
 # Lightning takes seconds to import, and planning a model does not need it.
 _ON_DEMAND = {
     "CrossbarPruning": "crosspruner.pruning.callback",
+    "PruneResult": "crosspruner.pruning.oneshot",
     "PruningSchedule": "crosspruner.pruning.schedule",
     "StepSettings": "crosspruner.pruning.step_solver",
+    "prune": "crosspruner.pruning.oneshot",
 }
 
 

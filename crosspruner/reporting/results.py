@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
+from crosspruner.pruning.saving import save_pruned
 from crosspruner.reporting.layers import write_layer_table
 
 
@@ -27,22 +27,6 @@ class Outcome:
     accuracy: float
     plan: Plan
     masks: dict[str, Tensor]
-
-
-def save_pruned(folder: Path, network: nn.Module, plan: Plan, masks: dict[str, Tensor]) -> None:
-    """Write weights.safetensors (plain keys, exact zeros), masks.safetensors and mapping.json.
-
-    Args:
-        folder: made if it does not exist.
-        network: the pruned network; loads back with strict keys into the vanilla one.
-        plan: its packed plan.
-        masks: layer name -> (U, P) bool, stored as uint8.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
-    save_file(weights, folder / "weights.safetensors")
-    save_file({k: v.cpu().byte() for k, v in masks.items()}, folder / "masks.safetensors")
-    plan.save(folder / "mapping.json")
 
 
 def summary_of(outcome: Outcome, labels: dict[str, Any], seconds: float) -> dict[str, Any]:

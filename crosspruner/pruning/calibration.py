@@ -1,0 +1,87 @@
+"""Calibration images out of whatever a user iterates over.
+
+A loader is read once and its images are held: every layer then sees the same images in the same
+order, whether the loader shuffles, augments, or can only be iterated once.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crosspruner.errors import DataError
+
+IMAGE_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x", "data")
+"""Keys looked for, in this order, in batches that are dictionaries."""
+
+
+def read_batches(loader: Iterable[Any], model: nn.Module) -> list[Tensor]:
+    """The images of every batch, on the model's device and in its dtype.
+
+    Args:
+        loader: any iterable of batches: tensors (B, ...), tuples or lists whose first tensor holds
+            the images, or dictionaries with one of `IMAGE_KEYS`.
+        model: its first floating-point parameter says where the images go.
+
+    Returns:
+        Tensors (B, ...) of one image shape, at least one, none empty.
+
+    Raises:
+        DataError: not an iterable, no batch, no tensor in a batch, shapes that differ, NaN or Inf.
+    """
+    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
+    if isinstance(loader, Tensor):
+        loader = [loader]  # iterating over a tensor would give single images
+    try:
+        iterator = iter(loader)
+    except TypeError as error:
+        raise DataError(
+            f"the calibration loader is a {type(loader).__name__}: give an iterable of batches, "
+            "such as a DataLoader or a list of tensors"
+        ) from error
+    batches: list[Tensor] = []
+    for number, batch in enumerate(iterator):
+        images = images_of(batch).detach()
+        if not len(images):
+            continue
+        if batches and images.shape[1:] != batches[0].shape[1:]:
+            raise DataError(
+                f"calibration batch {number} has images of shape {tuple(images.shape[1:])}, the "
+                f"first one {tuple(batches[0].shape[1:])}: give images of one shape"
+            )
+        images = images.to(like.device, like.dtype) if images.is_floating_point() else images
+        if not bool(images.isfinite().all()):
+            raise DataError(f"calibration batch {number} holds NaN or Inf: clean the images")
+        batches.append(images)
+    if not batches:
+        raise DataError(
+            "the calibration loader gave no images: a generator that was used up gives none a "
+            "second time; pass a DataLoader or a list of batches"
+        )
+    return batches
+
+
+def images_of(batch: Any) -> Tensor:
+    """The images of one batch.
+
+    Raises:
+        DataError: there is no tensor where one is looked for.
+    """
+    if isinstance(batch, Tensor) and batch.dim() > 1:
+        return batch
+    if isinstance(batch, Mapping):
+        for key in IMAGE_KEYS:
+            if isinstance(batch.get(key), Tensor):
+                return batch[key]
+        raise DataError(
+            f"a calibration batch is a dictionary with the keys {sorted(map(str, batch))}: put the "
+            f"images under one of {', '.join(IMAGE_KEYS)}"
+        )
+    if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor | Mapping):
+        return images_of(batch[0])
+    found = f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+    raise DataError(
+        f"a calibration batch is a {found}: give a tensor (B, ...), a tuple (images, ...) or a "
+        "dictionary of tensors"
+    )

@@ -1,0 +1,160 @@
+"""`prune`: a trained network in, a pruned one out, in one call and without a training run."""
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crosspruner.errors import ConfigError, ModelError, SolverError
+from crosspruner.hardware import Crossbar, MappingSpec, Plan, plan_model
+from crosspruner.pruning.budget import BUDGETS, prunable_layers, uniform_budget
+from crosspruner.pruning.calibration import read_batches
+from crosspruner.pruning.layerwise import REORDERS, LayerwiseSettings, prune_layers
+from crosspruner.pruning.saving import save_pruned
+from crosspruner.solver import SOLVERS
+
+
+@dataclass(frozen=True, eq=False)
+class PruneResult:
+    """What `prune` returns."""
+
+    model: nn.Module
+    """A pruned copy of the network, of the same class, keys and shapes; pruned weights are 0."""
+    plan: Plan
+    """Its packed plan."""
+    dense_plan: Plan
+    """The plan before pruning."""
+    masks: dict[str, Tensor]
+    """Layer name -> (U, P) bool, True = kept; layers that may not be pruned have none."""
+    errors: dict[str, float]
+    """Layer name -> squared error of its outputs on the calibration images, relative to them."""
+
+    @property
+    def saved(self) -> float:
+        """Fraction of the compute crossbars that went, 0-1."""
+        return 1 - self.plan.compute_crossbars / self.dense_plan.compute_crossbars
+
+    def save(self, folder: str | Path) -> Path:
+        """Write weights.safetensors, masks.safetensors and mapping.json.
+
+        The weights have the keys of the network's own state dict, so they load into it with
+        `load_state_dict(safetensors.torch.load_file(...))`.
+
+        Returns:
+            The folder.
+        """
+        save_pruned(folder, self.model, self.plan, self.masks)
+        return Path(folder)
+
+
+def prune(
+    model: nn.Module,
+    calibration_loader: Iterable[Any],
+    crossbar: Crossbar | str = "256x256",
+    mapping: MappingSpec | str = "semifolded",
+    grain: str = "column",
+    ratio: float = 0.5,
+    solver: str = "lgd_rpp",
+    reorder: str = "none",
+    budget: str = "uniform",
+    refit: bool = True,
+    kin: int | None = None,
+    kout: int | None = None,
+    include: str | Iterable[str] | None = None,
+    exclude: str | Iterable[str] | None = None,
+    seed: int = 0,
+    input_shape: tuple[int, ...] | None = None,
+) -> PruneResult:
+    """Remove a fraction of a trained network's compute crossbars, layer by layer, in closed form.
+
+    Each layer's mask is chosen on the moments of its inputs, its surviving weights are refitted to
+    what the dense network puts out, and batch-norm statistics are measured anew before the next
+    layer is looked at. No labels, no gradients; some hundred images are enough.
+
+    Args:
+        model: any module whose forward takes one tensor. It is left as it is: weights, buffers,
+            mode, hooks, gradients.
+        calibration_loader: batches of images as the network sees them in use: tensors,
+            (images, ...) tuples, or dictionaries. Read once, and held in memory.
+        crossbar: the array, or its size as text.
+        mapping: "folded", "semifolded", "unfolded", "liang2018" or a `MappingSpec`.
+        grain: what goes as a unit: "crossbar" (a block) or "column" (one column of a block).
+        ratio: fraction of the model's compute crossbars to remove, in [0, 1).
+        solver: what chooses the masks, a key of `crosspruner.solver.SOLVERS`.
+        reorder: "importance" sorts each layer's input FMs by their energy at its outputs, so that
+            FMs of equal importance share crossbars; "none" takes them as they are.
+        budget: how the ratio is divided among the layers: "uniform".
+        refit: refit the surviving weights (and biases), and choose masks for that.
+        kin: input FMs per crossbar; None = of the mapping.
+        kout: output FMs per crossbar; None = of the mapping.
+        include: names or patterns of the layers that may be pruned; None = all.
+        exclude: names or patterns of those that may not; None = the first and the last.
+        seed: of all randomness.
+        input_shape: shape of one image; None = of the first batch.
+
+    Returns:
+        The pruned copy, its plan, and the masks.
+
+    Raises:
+        ConfigError, SolverError: an argument is out of range or unknown.
+        BudgetError: the ratio cannot be met; the message says which can.
+        DataError: the loader gives no images, or NaN or Inf turn up.
+        ModelError: the network does not run on the images, or cannot be copied.
+
+    Source: the layer-wise procedure of Liang et al., IEEE Access 2018; moments, refit and targets
+    from the dense network are our reading (design, sections 4.3 to 4.6).
+    """
+    _check_choice("grain", grain, ("crossbar", "column"))
+    _check_choice("reorder", reorder, REORDERS)
+    _check_choice("budget", budget, BUDGETS)
+    if solver not in SOLVERS:
+        raise SolverError(f"solver={solver!r} is unknown: use one of {', '.join(SOLVERS)}")
+    batches = read_batches(calibration_loader, model)
+    shape = tuple(batches[0].shape[1:]) if input_shape is None else tuple(input_shape)
+    spec = MappingSpec.of(mapping)
+    spec = replace(
+        spec, kin=spec.kin if kin is None else kin, kout=spec.kout if kout is None else kout
+    )
+    plan = plan_model(model, shape, crossbar, spec, grain, include, exclude)
+    layouts = prunable_layers(plan, grain)
+    blocks = uniform_budget(plan, layouts, ratio)
+
+    network, dense = _copy(model), _copy(model)
+    settings = LayerwiseSettings(solver, reorder, refit)
+    generator = torch.Generator().manual_seed(seed)
+    with _evaluation(network), _evaluation(dense):
+        pruned = prune_layers(network, dense, plan, layouts, blocks, batches, settings, generator)
+    packed = plan.pruned(pruned.masks, grain, pruned.orders)
+    return PruneResult(network, packed, plan, pruned.masks, pruned.errors)
+
+
+def _copy(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:
+        raise ModelError(
+            f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): give the "
+            "bare network, without the trainer or graph that holds on to it"
+        ) from error
+
+
+@contextmanager
+def _evaluation(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own mode after."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value!r} is unknown: use one of {', '.join(allowed)}")

@@ -1,0 +1,31 @@
+"""What a pruned network is saved as: files that load without crosspruner."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crosspruner.hardware import Plan
+
+
+def save_pruned(
+    folder: str | Path, network: nn.Module, plan: Plan, masks: Mapping[str, Tensor]
+) -> None:
+    """Write weights.safetensors (plain keys, exact zeros), masks.safetensors and mapping.json.
+
+    Args:
+        folder: made if it does not exist.
+        network: the pruned network; loads back with strict keys into the vanilla one.
+        plan: its packed plan.
+        masks: layer name -> (U, P) bool, stored as uint8.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # Shared weights are written under each of their keys, as a state dict has them.
+    weights = {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
+    save_file(weights, folder / "weights.safetensors")
+    save_file(
+        {k: v.cpu().byte().contiguous() for k, v in masks.items()}, folder / "masks.safetensors"
+    )
+    plan.save(folder / "mapping.json")
