@@ -47,10 +47,15 @@ def read(path) -> tuple[str, Reader]:
     return text, reader
 
 
-def test_page_of_a_finished_run(run_dir):
-    page = write_run_report(run_dir)
-    assert page == run_dir / "report.html"
-    text, reader = read(page)
+@pytest.fixture(scope="module")
+def finished(make_run, tmp_path_factory):
+    """Page of a finished run."""
+    return write_run_report(make_run(tmp_path_factory.mktemp("page") / "run"))
+
+
+def test_page_of_a_finished_run(finished):
+    assert finished.name == "report.html"
+    text, reader = read(finished)
     assert "vgg8 on digits" in text
     assert "7,238" in text  # dense compute crossbars of the fake network, summed by hand
     assert text.count("<svg") == 5
@@ -60,9 +65,10 @@ def test_page_of_a_finished_run(run_dir):
     assert ">nan" not in text.lower()
 
 
-def test_page_refers_to_nothing_outside_its_folder(run_dir):
-    text, reader = read(write_run_report(run_dir))
-    assert all(a.startswith(("data:", "#")) or (run_dir / a).is_file() for a in reader.addresses)
+def test_page_refers_to_nothing_outside_its_folder(finished):
+    text, reader = read(finished)
+    inside = finished.parent
+    assert all(a.startswith(("data:", "#")) or (inside / a).is_file() for a in reader.addresses)
     namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
     assert set(re.findall(r"https?://[^\s\"'<>]+", text)) <= namespaces
 
@@ -96,10 +102,10 @@ def test_deep_network_stays_under_two_megabytes(make_run, deep_network, tmp_path
     assert page.stat().st_size < 2_000_000
 
 
-def test_same_run_same_page(run_dir):
-    first = write_run_report(run_dir).read_bytes()
-    assert write_run_report(str(run_dir)).read_bytes() == first
-    assert not list(run_dir.glob(".*.part"))
+def test_same_run_same_page(finished):
+    first = finished.read_bytes()
+    assert write_run_report(str(finished.parent)).read_bytes() == first
+    assert not list(finished.parent.glob(".*.part"))
 
 
 def test_no_run_no_page(tmp_path):

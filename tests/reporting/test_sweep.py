@@ -234,11 +234,12 @@ def test_one_run_and_one_job_and_only_failures(make_run, tmp_path):
     assert "<script>alert" not in text
 
 
-def test_command_line(sweep, tmp_path, load_script):
+def test_command_line(make_run, tmp_path, load_script):
     main = load_script("report").main
-    result = CliRunner().invoke(main, [str(sweep)])
+    make_run(tmp_path / "sweep/0", status="failed", steps=2)
+    result = CliRunner().invoke(main, [str(tmp_path / "sweep")])
     assert result.exit_code == 0
-    assert result.output.strip() == str(sweep / "report.html")
+    assert result.output.strip() == str(tmp_path / "sweep/report.html")
     result = CliRunner().invoke(main, [str(tmp_path / "nope")])
     assert result.exit_code == 2
     assert result.output.strip().endswith("give the folder of a run or of a sweep.")
