@@ -1,0 +1,297 @@
+"""`cp.prune` from end to end on networks small enough to check everything."""
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations
+
+import crosspruner as cp
+from crosspruner.errors import (
+    BudgetError,
+    ConfigError,
+    CrossprunerError,
+    DataError,
+    ModelError,
+    SolverError,
+)
+from crosspruner.hardware import plan_model
+from crosspruner.pruning.batch_norm import reestimate_all
+from crosspruner.pruning.budget import prunable_layers, uniform_budget
+from crosspruner.pruning.mask_choice import share_out
+from crosspruner.sparsity import GroupLayout
+
+
+def make_net():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            nn.Conv2d(3, 6, 3, padding=1),
+            nn.ReLU(),
+            nn.Conv2d(6, 10, 3, padding=1, bias=False),
+            nn.BatchNorm2d(10),
+            nn.ReLU(inplace=True),
+            nn.MaxPool2d(2),
+            nn.Conv2d(10, 9, 3, padding=1),
+            nn.ReLU(inplace=True),
+            nn.Flatten(),
+            nn.Linear(36, 7),
+            nn.ReLU(),
+            nn.Linear(7, 4),
+        ).double()
+    return net
+
+
+def make_images(batches=3, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    # What neighbouring pixels share makes inputs correlated, as in trained networks.
+    noise = torch.randn(batches, 12, 3, 6, 6, generator=generator)
+    return list(F.avg_pool2d(noise.flatten(0, 1), 3, 1, 1).unflatten(0, (batches, 12)) * 3)
+
+
+def small(net=None, images=None, **settings):
+    settings = {
+        "crossbar": "36x16",
+        "mapping": "folded",
+        "kin": 2,
+        "kout": 4,
+        "ratio": 0.5,
+    } | settings
+    return cp.prune(net or make_net(), images or make_images(), **settings)
+
+
+def snapshot(net):
+    return {k: v.clone() for k, v in net.state_dict().items()}, [m.training for m in net.modules()]
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+@pytest.mark.parametrize("reorder", ["none", "importance"])
+def test_the_budget_is_exact_and_the_plan_computes_the_network(grain, reorder):
+    net = make_net()
+    result = small(net, grain=grain, reorder=reorder)
+    dense = plan_model(net, (3, 6, 6), "36x16", result.plan.mapping, grain)
+    layouts = prunable_layers(dense, grain)
+    budget = uniform_budget(dense, layouts, 0.5)
+    assert list(result.masks) == list(layouts) == ["2", "6", "9"]
+    for name, mask in result.masks.items():
+        layer = result.plan.layer(name)
+        layout = GroupLayout.of(layer, grain)
+        assert layout.blocks_of(mask) == budget[name] < layout.blocks
+        assert layer.compute_crossbars == layout.crossbars(mask)
+        assert bool(mask.any(dim=1).all())
+        weight = result.model.get_submodule(name).weight
+        assert not weight[~layout.expand(mask)].any()
+        assert bool(weight[layout.expand(mask)].any())
+        assert (layer.input_order is not None) == (reorder == "importance")
+    assert result.saved == 1 - result.plan.compute_crossbars / dense.compute_crossbars
+    assert result.saved == pytest.approx(0.5, abs=1 / dense.compute_crossbars)
+    images = torch.cat(make_images()).double()
+    with torch.no_grad():
+        expected = result.model.eval()(images)
+    torch.testing.assert_close(cp.simulate(result.plan, result.model, images), expected)
+
+
+@pytest.mark.parametrize(
+    "solver", ["random", "magnitude", "taylor", "lasso", "greedy", "obs_group"]
+)
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+def test_every_solver_meets_the_budget(solver, grain):
+    result = small(grain=grain, solver=solver, ratio=0.4)
+    assert result.saved == pytest.approx(0.4, abs=1 / result.dense_plan.compute_crossbars)
+
+
+def test_the_input_model_is_not_touched():
+    net = make_net().train()
+    net[3].eval()
+    net(torch.cat(make_images()).double()).sum().backward()
+    calls = []
+    net[0].register_forward_hook(lambda *_: calls.append(1))
+    hooks = [len(m._forward_hooks) for m in net.modules()]
+    weights, modes = snapshot(net)
+    grads = [p.grad.clone() for p in net.parameters()]
+    result = small(net)
+    after, modes_after = snapshot(net)
+    assert all(torch.equal(weights[k], after[k]) for k in weights)
+    assert modes == modes_after == [m.training for m in result.model.modules()]
+    assert hooks == [len(m._forward_hooks) for m in net.modules()]
+    assert all(torch.equal(g, p.grad) for g, p in zip(grads, net.parameters(), strict=True))
+    assert all(p.requires_grad for p in result.model.parameters())
+
+
+def test_equal_calls_give_equal_results_and_leave_the_global_generator():
+    state = torch.get_rng_state()
+    first, second = small(ratio=0.6), small(ratio=0.6)
+    assert torch.equal(state, torch.get_rng_state())
+    for name, value in first.model.state_dict().items():
+        assert torch.equal(value, second.model.state_dict()[name])
+
+
+def test_ratio_zero_changes_nothing():
+    net = make_net()
+    result = small(net, ratio=0)
+    assert result.saved == 0
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, result.model.state_dict()[name])
+
+
+def test_saved_files_load_into_the_vanilla_network(tmp_path):
+    result = small(grain="column", reorder="importance")
+    folder = result.save(tmp_path / "pruned")
+    vanilla = make_net()
+    vanilla.load_state_dict(load_file(folder / "weights.safetensors"))
+    images = make_images(1)[0].double()
+    assert torch.equal(vanilla.eval()(images), result.model.eval()(images))
+    plan = cp.Plan.load(folder / "mapping.json")
+    assert plan.compute_crossbars == result.plan.compute_crossbars
+    masks = load_file(folder / "masks.safetensors")
+    assert all(torch.equal(masks[k].bool(), mask) for k, mask in result.masks.items())
+    torch.testing.assert_close(cp.simulate(plan, vanilla, images), vanilla(images).detach())
+
+
+def output_error(result, net, images):
+    with torch.no_grad():
+        dense, pruned = net.eval()(images), result.model.eval()(images)
+    return float((dense - pruned).square().mean() / dense.var())
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+def test_the_refit_and_the_solver_lower_the_error(grain):
+    net, images = make_net(), make_images(8)
+    reestimate_all(net, [image.double() for image in images])
+    whole = torch.cat(images).double()
+    errors = {
+        (solver, refit): small(net, images, grain=grain, solver=solver, refit=refit)
+        for solver in ("random", "lgd_rpp")
+        for refit in (False, True)
+    }
+    total = {key: sum(result.errors.values()) for key, result in errors.items()}
+    assert total["lgd_rpp", False] < total["random", False]
+    assert total["lgd_rpp", True] < total["random", True]
+    assert total["lgd_rpp", True] < 0.7 * total["lgd_rpp", False]
+    left = output_error(errors["lgd_rpp", True], net, whole)
+    assert left < output_error(errors["random", False], net, whole)
+
+
+def test_batch_norm_statistics_are_those_of_the_pruned_network():
+    result = small(images=make_images(3))
+    whole = torch.cat(make_images(3)).double()
+    with torch.no_grad():
+        before = result.model.eval()[:3](whole)
+    norm = result.model[3]
+    torch.testing.assert_close(norm.running_mean, before.mean((0, 2, 3)))
+    torch.testing.assert_close(norm.running_var, before.transpose(0, 1).flatten(1).var(1))
+
+
+def test_batches_of_one_image_give_the_same_batch_norm_as_one_batch():
+    whole = torch.cat(make_images(2)).double()
+    nets = [make_net(), make_net()]
+    reestimate_all(nets[0], [whole])
+    reestimate_all(nets[1], list(whole.split(1)))
+    torch.testing.assert_close(nets[0][3].running_var, nets[1][3].running_var)
+
+
+class Twice(nn.Module):
+    """One weight in two modules, and a residual connection around them."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.a = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.b = nn.Conv2d(8, 8, 3, padding=1, bias=False)
+        self.b.weight = self.a.weight
+        self.norm = nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x):
+        x = self.stem(x).relu()
+        x = x + self.norm(self.b(self.a(x).relu()))
+        return self.fc(x.mean((2, 3)))
+
+
+def test_shared_weights_are_pruned_as_one(tmp_path):
+    result = small(Twice().double(), ratio=0.4)
+    assert result.model.a.weight is result.model.b.weight
+    assert list(result.masks) == ["a"]
+    images = make_images(1)[0].double()
+    expected = result.model.eval()(images).detach()
+    torch.testing.assert_close(cp.simulate(result.plan, result.model, images), expected)
+    vanilla = Twice().double()
+    vanilla.load_state_dict(load_file(result.save(tmp_path) / "weights.safetensors"))
+    torch.testing.assert_close(vanilla.eval()(images).detach(), expected)
+
+
+def test_a_generator_of_dictionaries_is_enough():
+    batches = ({"image": images} for images in make_images())
+    expected = small(images=make_images())
+    got = cp.prune(
+        *(make_net(), batches, "36x16", "folded"), ratio=0.5, kin=2, kout=4, grain="column"
+    )
+    assert torch.equal(got.model[2].weight, expected.model[2].weight)
+
+
+@pytest.mark.parametrize("refit", [True, False])
+def test_dead_layers_and_too_few_samples_stay_finite(refit):
+    net = make_net()
+    with torch.no_grad():
+        net[0].weight.zero_()
+        net[0].bias.fill_(-1)  # ReLU leaves nothing
+    for case in (net, make_net()):
+        result = small(case, [torch.randn(1, 3, 6, 6)], refit=refit)
+        assert all(bool(v.isfinite().all()) for v in result.model.state_dict().values())
+        assert result.saved == pytest.approx(0.5, abs=0.05)
+
+
+def broken_weight():
+    net = make_net()
+    with torch.no_grad():
+        net[2].weight[0, 0, 0, 0] = torch.nan
+    return net
+
+
+def broken_activation():
+    net = make_net()
+    with torch.no_grad():
+        net[0].bias[0] = torch.inf
+    return net
+
+
+def normed_weight():
+    net = make_net()
+    parametrizations.weight_norm(net[2])
+    return net
+
+
+@pytest.mark.parametrize(
+    ("net", "settings", "error", "message"),
+    [
+        (make_net, {"images": [torch.zeros(0, 3, 6, 6)]}, DataError, "no images"),
+        (make_net, {"images": [torch.full((2, 3, 6, 6), torch.nan)]}, DataError, "NaN"),
+        (make_net, {"ratio": 0.99}, BudgetError, "largest feasible"),
+        (make_net, {"solver": "magic"}, SolverError, "lgd_rpp"),
+        (make_net, {"grain": "cell"}, ConfigError, "column"),
+        (make_net, {"reorder": "sorted"}, ConfigError, "importance"),
+        (make_net, {"budget": "all"}, ConfigError, "uniform"),
+        (make_net, {"include": "nothing"}, ConfigError, "nothing"),
+        (
+            make_net,
+            {"images": [torch.zeros(2, 3, 9, 9)], "input_shape": (3, 6, 6)},
+            ModelError,
+            "9",
+        ),
+        (broken_weight, {}, CrossprunerError, "NaN"),
+        (broken_activation, {}, DataError, "2 meets NaN or Inf"),
+        (normed_weight, {}, ModelError, "parametrization"),
+    ],
+)
+def test_what_cannot_be_done_is_one_clear_error(net, settings, error, message):
+    with pytest.raises(error, match=message):
+        small(net(), **settings)
+
+
+def test_removals_are_shared_out_where_they_cost_least():
+    costs = torch.tensor([[1.0, 9.0, 2.0], [3.0, 4.0, 5.0]])
+    # The third removal of the first row is open only after the one of cost 9.
+    assert share_out(costs, 7).tolist() == [3, 4]
+    assert share_out(costs, 4).tolist() == [3, 1]
+    assert share_out(costs, 2).tolist() == [1, 1]

@@ -1,0 +1,120 @@
+"""The closed-form refit against least squares that is really solved."""
+
+import pytest
+import torch
+from torch import nn
+
+from crosspruner.pruning.moments import MomentSums
+from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
+from crosspruner.sparsity import GroupLayout
+
+
+def normal(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moments_of(layer, layout, inputs, outputs, **options):
+    sums = MomentSums(layer, layout, **options)
+    sums.update(inputs, outputs)
+    return sums.average()
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+@pytest.mark.parametrize("order", [None, [6, 0, 3, 1, 5, 2, 4]])
+def test_the_refit_is_the_least_squares_solution(grain, order):
+    layer = nn.Linear(7, 5, bias=False).double()
+    order = torch.tensor([order]) if order else None
+    layout = GroupLayout("layer", grain, 5, 7, 1, 2, 2, input_order=order)
+    inputs = normal(200, 7)
+    inputs[:, 1] += inputs[:, 0]
+    outputs = inputs @ layer.weight.detach().T + 0.3 * normal(200, 5, seed=1)
+    mask = torch.rand(layout.shape, generator=torch.Generator().manual_seed(2)) < 0.6
+    mask[0] = True
+    moments = moments_of(layer, layout, inputs, outputs)
+    new = refit(moments, layer.weight, mask, damping=0)
+    kept = layout.expand(mask)
+    for output in range(5):
+        rows = kept[output].nonzero().squeeze(1)
+        solution = torch.linalg.lstsq(inputs[:, rows], outputs[:, output]).solution
+        torch.testing.assert_close(new[output, rows], solution, rtol=1e-6, atol=1e-6)
+    assert not new[~kept].any()
+    error = (outputs - inputs @ new.T).square().mean(0)
+    torch.testing.assert_close(reconstruction_error(moments, new), error)
+    fixed = layer.weight.detach() * kept
+    assert bool((error <= reconstruction_error(moments, fixed) + 1e-12).all())
+
+
+def test_grouped_convolutions_refit_each_group_on_its_own_inputs():
+    layer = nn.Conv2d(8, 4, 1, groups=2, bias=False).double()
+    layout = GroupLayout("layer", "column", 4, 4, 2, 2, 1)
+    inputs = normal(300, 8, 1, 1)
+    outputs = normal(300, 4, 1, 1, seed=1)
+    mask = torch.tensor([[True, False], [True, True], [False, True], [True, False]])
+    new = refit(moments_of(layer, layout, inputs, outputs), layer.weight, mask, damping=0)
+    flat = inputs.flatten(1)
+    for output, columns in enumerate([[0, 1], [0, 1, 2, 3], [6, 7], [4, 5]]):
+        solution = torch.linalg.lstsq(flat[:, columns], outputs[:, output, 0, 0]).solution
+        place = [c % 4 for c in columns]
+        torch.testing.assert_close(new[output, place, 0, 0], solution, rtol=1e-6, atol=1e-6)
+
+
+def test_damping_pulls_toward_the_old_weight():
+    layer = nn.Linear(4, 3, bias=False).double()
+    layout = GroupLayout("layer", "column", 3, 4, 1, 2, 1)
+    moments = moments_of(layer, layout, normal(100, 4), normal(100, 3, seed=1))
+    mask = torch.ones(layout.shape, dtype=torch.bool)
+    stiff = refit(moments, layer.weight, mask, damping=1e9)
+    torch.testing.assert_close(stiff, layer.weight.detach(), rtol=1e-6, atol=1e-6)
+    r = 0.5 * moments.second[0].diagonal().mean()
+    system = moments.second[0] + r * torch.eye(4)
+    expected = torch.linalg.solve(system, moments.cross[0] + r * layer.weight.detach().T).T
+    torch.testing.assert_close(refit(moments, layer.weight, mask, damping=0.5), expected)
+
+
+def test_a_dead_layer_keeps_its_weights():
+    layer = nn.Linear(4, 3, bias=False)
+    layout = GroupLayout("layer", "column", 3, 4, 1, 2, 1)
+    moments = moments_of(layer, layout, torch.zeros(10, 4), torch.zeros(10, 3))
+    mask = torch.tensor([[True, False], [True, True], [False, True]])
+    new = refit(moments, layer.weight, mask)
+    torch.testing.assert_close(new, layer.weight.detach() * layout.expand(mask))
+
+
+def test_fewer_samples_than_inputs_still_fit_them():
+    layer = nn.Linear(40, 3, bias=False).double()
+    layout = GroupLayout("layer", "column", 3, 40, 1, 4, 1)
+    inputs = normal(6, 40)
+    outputs = normal(6, 3, seed=1)
+    mask = torch.ones(layout.shape, dtype=torch.bool)
+    mask[:, 5:] = False
+    new = refit(moments_of(layer, layout, inputs, outputs), layer.weight, mask, damping=1e-6)
+    torch.testing.assert_close(inputs @ new.T, outputs, rtol=1e-3, atol=1e-3)
+    assert not new[:, 20:].any()
+
+
+def test_centred_moments_and_the_mean_give_least_squares_with_a_bias():
+    layer = nn.Linear(4, 2).double()
+    layout = GroupLayout("layer", "column", 2, 4, 1, 2, 1)
+    inputs, outputs = normal(80, 4) + 5, normal(80, 2, seed=1) - 3
+    mask = torch.tensor([[True, False], [True, True]])
+    raw = moments_of(layer, layout, inputs, outputs)
+    new = refit(raw.centred(), layer.weight, mask, damping=0)
+    shift = raw.mean_out.flatten() - mean_output(raw, new)
+    with_one = torch.cat([inputs[:, :2], torch.ones(80, 1)], 1)
+    solution = torch.linalg.lstsq(with_one, outputs[:, 0]).solution
+    torch.testing.assert_close(new[0, :2], solution[:2], rtol=1e-5, atol=1e-6)
+    assert float(shift[0]) == pytest.approx(float(solution[2]), rel=1e-5)
+
+
+def test_runs_without_correlation_between_them_refit_like_the_whole():
+    layer = nn.Linear(8, 3, bias=False).double()
+    layout = GroupLayout("layer", "column", 3, 8, 1, 2, 1)
+    inputs = torch.linalg.qr(normal(64, 8)).Q * 8  # no correlation at all
+    outputs = inputs @ layer.weight.detach().T
+    mask = torch.rand(layout.shape, generator=torch.Generator().manual_seed(1)) < 0.5
+    whole = moments_of(layer, layout, inputs, outputs)
+    cut = moments_of(layer, layout, inputs, outputs, max_bytes=8 * 4 * 4)
+    assert cut.runs == 2
+    torch.testing.assert_close(
+        refit(cut, layer.weight, mask), refit(whole, layer.weight, mask), rtol=1e-6, atol=1e-8
+    )
