@@ -69,7 +69,7 @@ def lgd_rpp_refit(
     keep = check_keep(problem.target.new_empty(problem.num_problems, problem.num_groups), keep)
     if generator is None:
         generator = torch.Generator(problem.target.device).manual_seed(0)
-    rank = _affordable_rank(problem, restarts) if rank is None else rank
+    rank = affordable_rank(problem, restarts) if rank is None else rank
     stand_in = problem if rank >= problem.group_size else reduce_problem(problem, rank)
     chosen = torch.zeros(
         problem.num_problems, problem.num_groups, dtype=torch.bool, device=problem.target.device
@@ -128,7 +128,8 @@ def _best(problem: RefitProblem, runs: list[Tensor]) -> Tensor:
     return best
 
 
-def _affordable_rank(problem: RefitProblem, restarts: int) -> int:
+def affordable_rank(problem: RefitProblem, restarts: int) -> int:
+    """Directions per group, 1..d, that keep a search of that many restarts within `FLOPS`."""
     height, num_targets = problem.group_size, problem.target.shape[2]
     # An elimination costs about 2 (P * rank)^3 operations per problem, and so does every restart.
     passes = 2 * (2 + restarts) * max(1, problem.num_problems)
