@@ -254,6 +254,8 @@ def _labels(config: DictConfig, settings: RunSettings) -> dict[str, Any]:
         "ratio": settings.ratio,
         "seed": settings.seed,
         "solver": settings.solver.name,
+        "procedure": settings.procedure.name,
+        "budget": settings.budget.name,
     }
 
 

@@ -22,6 +22,7 @@ SMALL = (
     "schedule.prune_epochs=1",
     "schedule.finetune_epochs=1",
     "solver.moment_rows=64",
+    "trainer.log_every_n_steps=2",
 )
 
 
