@@ -8,15 +8,15 @@ from crosspruner.solver import SOLVERS, LayerProblem, choose_mask
 
 
 def problem(batch: int = 4, groups: int = 10, seed: int = 0) -> LayerProblem:
+    """A layer of `batch` outputs and groups of two correlated inputs each."""
     generator = torch.Generator().manual_seed(seed)
-    outputs = torch.randn(batch, 30, groups, generator=generator, dtype=torch.float64)
-    outputs = outputs + 0.6 * outputs.roll(1, dims=2)
-    gram = outputs.mT @ outputs
-    return LayerProblem(
-        gram=gram,
-        linear=gram.sum(-1),
-        energy=gram.sum((1, 2)),
-        norms=torch.rand(batch, groups, generator=generator, dtype=torch.float64),
+    inputs = torch.randn(50 + 4 * groups, 2 * groups, generator=generator, dtype=torch.float64)
+    inputs = inputs + 0.6 * inputs.roll(1, dims=1)
+    return LayerProblem.from_moments(
+        inputs.T @ inputs,
+        torch.randn(2 * groups, batch, generator=generator, dtype=torch.float64),
+        torch.full((groups,), 2),
+        torch.arange(batch).view(batch, 1),
     )
 
 
@@ -39,8 +39,27 @@ def test_every_solver_takes_another_number_per_row(solver):
 def test_every_solver_is_reproducible_and_survives_a_dead_layer(solver):
     first, second = (choose_mask(problem(seed=1), 5, solver) for _ in range(2))
     assert torch.equal(first, second)
-    zero = LayerProblem(torch.zeros(2, 6, 6), torch.zeros(2, 6), norms=torch.zeros(2, 6))
+    zero = LayerProblem.from_moments(
+        torch.zeros(6, 6), torch.zeros(6, 2), torch.ones(6).long(), torch.tensor([[0], [1]])
+    )
     assert (choose_mask(zero, 3, solver).sum(1) == 3).all()
+
+
+@pytest.mark.parametrize("solver", ["greedy", "lgd_rpp"])
+def test_choosing_for_the_refit_lowers_the_refitted_loss(solver):
+    given = problem(batch=30, groups=12, seed=2)
+    loss = {
+        refit: given.refit.solve(choose_mask(given, 6, solver, refit=refit))[1].sum()
+        for refit in (False, True)
+    }
+    assert loss[True] < loss[False]
+
+
+def test_solvers_without_a_refit_form_ignore_the_flag():
+    given = problem(seed=3)
+    for solver in ("random", "magnitude", "taylor", "lasso", "lgd_hard", "obs_group"):
+        plain, flagged = (choose_mask(given, 5, solver, refit=refit) for refit in (False, True))
+        assert torch.equal(plain, flagged)
 
 
 def test_magnitude_by_hand():
@@ -113,6 +132,9 @@ def test_errors_name_the_way_out():
         choose_mask(bare, 1, "magnitude")
     with pytest.raises(SolverError, match=r"lgd_rpp.*restart_count"):
         choose_mask(bare, 1, options={"restart_count": 3})
+    for solver, refit in (("obs_group", False), ("lgd_rpp", True)):
+        with pytest.raises(SolverError, match="from_moments"):
+            choose_mask(bare, 1, solver, refit=refit)
     with pytest.raises(SolverError, match="energy"):
         bare.relative_loss(torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(SolverError, match=r"norms must have shape \(1, 3\)"):
