@@ -189,8 +189,12 @@ def _prune_layer(
         moments = raw.centred() if centre else raw
 
     scale = source.output_scale()
-    problem = layer_problem(moments, weight, scale, settings.damping, settings.refit)
-    mask = choose_layer_mask(problem, blocks, layout, settings.solver, generator)
+    foresees_refit = settings.refit or settings.solver == "obs_group"
+    problem = layer_problem(moments, weight, scale, settings.damping, foresees_refit)
+    # obs_group has no other form; on layers of several bands greedy elimination stands in for it.
+    several_bands = settings.solver == "obs_group" and problem.refit is None
+    solver = "greedy" if several_bands else settings.solver
+    mask = choose_layer_mask(problem, blocks, layout, solver, generator)
     fixed = torch.where(layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
     new = refit(moments, weight, mask, settings.damping) if settings.refit else fixed
     result.masks[name] = mask
