@@ -33,7 +33,7 @@ def test_unknown_family():
         build_model("vgg8", 10, family="keras")
 
 
-@pytest.mark.parametrize("width", [0.0, -1.0, 8.5, float("nan"), float("inf")])
+@pytest.mark.parametrize("width", [0.0, -1.0, 8.5, float("nan"), float("inf"), "wide"])
 @pytest.mark.parametrize("name", build.SCALABLE)
 def test_width_out_of_range(name, width):
     with pytest.raises(ModelError, match=r"width=\S+ given: it must be above 0 and at most 8"):

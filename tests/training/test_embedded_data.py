@@ -63,7 +63,14 @@ def test_synthetic_is_learnable_but_not_trivial():
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("num_images", 0), ("num_classes", 0), ("image_size", 0), ("noise", -1.0)]
+    ("name", "value"),
+    [
+        ("num_images", 0),
+        ("num_classes", 0),
+        ("image_size", 0),
+        ("noise", -1.0),
+        ("noise", float("nan")),
+    ],
 )
 def test_synthetic_out_of_range(name, value):
     with pytest.raises(DataError, match=f"data.{name}={value} given: it must be"):

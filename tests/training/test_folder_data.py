@@ -126,7 +126,7 @@ def test_a_split_without_classes(image_tree):
 def test_a_class_without_images(image_tree):
     root = image_tree({"train": {"cat": 3, "dog": 0, "elk": 0}, "test": {"cat": 1}})
     (root / "train/dog/notes.txt").touch()
-    check(root, rf"{re.escape(str(root))}/train/dog holds no images, nor do 1 other class folders")
+    check(root, rf"{re.escape(str(root))}/train/dog holds no images \(one of 2 such folders\)")
 
 
 def test_splits_of_different_classes(image_tree):
@@ -141,7 +141,7 @@ def test_a_damaged_image(image_tree):
     check(root, r"train/cat/001.png cannot be read as an image")
 
 
-@pytest.mark.parametrize("size", [0, -1, (32, 0)])
-def test_image_size_below_one(tmp_path, size):
-    with pytest.raises(DataError, match=r"data.image_size=.* given: it must be 1 or more pixels"):
+@pytest.mark.parametrize("size", [0, -1, (32, 0), (1, 2, 3), "ab", 1.5])
+def test_image_size_of_no_use(tmp_path, size):
+    with pytest.raises(DataError, match=r"data.image_size=.* given: it must be a number of pix"):
         FolderData(tmp_path, image_size=size)

@@ -107,10 +107,13 @@ def test_deviation_of_a_constant_channel_is_one_grey_level():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"batch_size": 0}, "data.batch_size=0 given: it must be 1 or more"),
+        ({"batch_size": 0}, "data.batch_size=0 given: it must be a whole number, 1 or more"),
+        ({"batch_size": "abc"}, "data.batch_size=abc given: it must be a whole number"),
+        ({"batch_size": 1.5}, "data.batch_size=1.5 given"),
         ({"val_fraction": 0.0}, "data.val_fraction=0.0 given: it must lie between 0 and 1"),
         ({"val_fraction": 1.0}, "data.val_fraction=1.0 given"),
-        ({"num_workers": -1}, "data.num_workers=-1 given: it must be 0 or more"),
+        ({"num_workers": -1}, "data.num_workers=-1 given: it must be a whole number, 0 or more"),
+        ({"val_fraction": "abc"}, "data.val_fraction=abc given"),
         ({"crop_padding": -1}, "data.crop_padding=-1 given"),
         ({"seed": -1}, "data.seed=-1 given"),
         ({"split_seed": -1}, "data.split_seed=-1 given"),

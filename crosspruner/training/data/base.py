@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from crosspruner.errors import DataError
 from crosspruner.training.data.augment import batch_augmentation, normalisation
+from crosspruner.training.data.checks import check_count, check_fraction
 from crosspruner.training.data.images import CachedImages, Images
 from crosspruner.training.data.randomness import Stream, keyed_generator
 from crosspruner.training.data.sampling import EpochSampler, ShareSampler
@@ -73,21 +74,12 @@ class ImageData(pl.LightningDataModule, ABC):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise DataError(f"data.batch_size={batch_size} given: it must be 1 or more.")
-        if not 0.0 < val_fraction < 1.0:
-            raise DataError(
-                f"data.val_fraction={val_fraction} given: it must lie between 0 and 1, both "
-                "excluded (0.1 holds out a tenth of the training images)."
-            )
-        for name, value in [
-            ("num_workers", num_workers),
-            ("crop_padding", crop_padding),
-            ("seed", seed),
-            ("split_seed", split_seed),
-        ]:
-            if value < 0:
-                raise DataError(f"data.{name}={value} given: it must be 0 or more.")
+        check_count("batch_size", batch_size, least=1)
+        check_fraction("val_fraction", val_fraction)
+        check_count("num_workers", num_workers, least=0)
+        check_count("crop_padding", crop_padding, least=0)
+        check_count("seed", seed, least=0)
+        check_count("split_seed", split_seed, least=0)
         if (mean is None) != (std is None):
             raise DataError("data.mean and data.std belong together: give both, or neither.")
         self.batch_size = batch_size

@@ -6,8 +6,8 @@ import torch
 from sklearn.datasets import load_digits
 from torchvision.transforms.v2.functional import resize
 
-from crosspruner.errors import DataError
 from crosspruner.training.data.base import ImageData, Splits
+from crosspruner.training.data.checks import check_fraction
 from crosspruner.training.data.images import CachedImages
 
 
@@ -26,11 +26,7 @@ class DigitsData(ImageData):
 
     def __init__(self, test_fraction: float = 0.2, **settings: Any) -> None:
         super().__init__(**{"horizontal_flip": False, **settings})
-        if not 0.0 < test_fraction < 1.0:
-            raise DataError(
-                f"data.test_fraction={test_fraction} given: it must lie between 0 and 1, both "
-                "excluded."
-            )
+        check_fraction("test_fraction", test_fraction)
         self.test_fraction = test_fraction
 
     def load(self) -> Splits:

@@ -19,6 +19,7 @@ from crosspruner.training.data.augment import (
     large_centre_crop,
 )
 from crosspruner.training.data.base import ImageData, Splits
+from crosspruner.training.data.checks import height_and_width
 from crosspruner.training.data.images import CachedImages, Images, LazyImages, read_rgb
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class FolderData(ImageData):
     ) -> None:
         super().__init__(**settings)
         self.dir = Path(dir).expanduser()
-        self._asked_size = _as_size(image_size)
+        self._asked_size = None if image_size is None else height_and_width(image_size)
 
     def load(self) -> Splits:
         folders = find_splits(self.dir)
@@ -116,10 +117,10 @@ def list_images(folder: Path) -> ImageFolder:
     counts = Counter(listed.targets)
     empty = [name for name, label in listed.class_to_idx.items() if not counts[label]]
     if empty:
+        others = f" (one of {len(empty)} such folders)" if len(empty) > 1 else ""
         raise DataError(
-            f"{folder / empty[0]} holds no images"
-            + (f", nor do {len(empty) - 1} other class folders" if len(empty) > 1 else "")
-            + ". Put images there (jpg, png, bmp, webp, tif, ppm), or remove the folder."
+            f"{folder / empty[0]} holds no images{others}. Put images there (jpg, png, bmp, webp, "
+            "tif, ppm), or remove the folder."
         )
     return listed
 
@@ -163,12 +164,3 @@ def _as_images(listed: ImageFolder, size: tuple[int, int]) -> Images:
 def _native_size(path: str) -> tuple[int, int]:
     width, height = read_rgb(path).size
     return (height, width) if max(height, width) <= LARGEST_CACHED else (224, 224)
-
-
-def _as_size(image_size: int | tuple[int, int] | None) -> tuple[int, int] | None:
-    if image_size is None:
-        return None
-    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-    if min(height, width) < 1:
-        raise DataError(f"data.image_size={image_size} given: it must be 1 or more pixels.")
-    return height, width

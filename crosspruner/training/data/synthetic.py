@@ -7,6 +7,7 @@ from torch.nn.functional import interpolate
 
 from crosspruner.errors import DataError
 from crosspruner.training.data.base import ImageData, Splits
+from crosspruner.training.data.checks import check_count, height_and_width
 from crosspruner.training.data.images import CachedImages
 from crosspruner.training.data.randomness import Stream, keyed_generator
 
@@ -37,18 +38,13 @@ class SyntheticData(ImageData):
         **settings: Any,
     ) -> None:
         super().__init__(**{"horizontal_flip": False, **settings})
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        for name, value, least in [
-            ("num_images", num_images, 1),
-            ("num_classes", num_classes, 1),
-            ("image_size", min(height, width), 1),
-            ("noise", noise, 0),
-        ]:
-            if value < least:
-                raise DataError(f"data.{name}={value} given: it must be {least} or more.")
+        check_count("num_images", num_images, least=1)
+        check_count("num_classes", num_classes, least=1)
+        if not noise >= 0:
+            raise DataError(f"data.noise={noise} given: it must be 0 or more.")
         self.num_images = num_images
         self.class_count = num_classes
-        self.size = (height, width)
+        self.size = height_and_width(image_size)
         self.noise = noise
 
     def load(self) -> Splits:
