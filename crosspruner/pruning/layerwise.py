@@ -133,23 +133,23 @@ class _Source:
         sums = MomentSums(
             self.stop.modules[0], layout, settings.max_bytes, settings.positions, generator
         )
+        targets: list[Tensor] = []
+
+        def note_target(module: nn.Module, _: Tensor, output: Tensor) -> None:
+            targets.append(_without_bias(module, output))
+
+        def take_both(module: nn.Module, inputs: Tensor, output: Tensor) -> None:
+            sums.update(inputs, _without_bias(module, output))
+
+        def take_input(_: nn.Module, inputs: Tensor, _output: Tensor) -> None:
+            sums.update(inputs, targets.pop(0))
+
         for images in self.batches:
             if self.network is None:
-                run_to(
-                    *(self.dense, images, self.dense_stop),
-                    lambda module, x, y: sums.update(x, _without_bias(module, y)),
-                )
-                continue
-            targets: list[Tensor] = []
-            run_to(
-                *(self.dense, images, self.dense_stop),
-                lambda module, _, y, into=targets: into.append(_without_bias(module, y)),
-            )
-            waiting = iter(targets)
-            run_to(
-                *(self.network, images, self.stop),
-                lambda _module, x, _y, of=waiting: sums.update(x, next(of)),
-            )
+                run_to(self.dense, images, self.dense_stop, take_both)
+            else:
+                run_to(self.dense, images, self.dense_stop, note_target)
+                run_to(self.network, images, self.stop, take_input)
         return sums.average()
 
     def output_scale(self) -> Tensor | None:
