@@ -167,25 +167,23 @@ def _polish(
     generator: torch.Generator,
 ) -> Tensor:
     """Swap every mask (B, R, P) down to a local optimum, and on from there. Returns (B, R, P)."""
-    shape = masks.shape
-    gram = gram.repeat_interleave(shape[1], 0)
-    linear = linear.repeat_interleave(shape[1], 0)
-    mask = swap_descent(gram, linear, masks.flatten(0, 1))
-    loss = gram_loss(gram, linear, mask)
-    keep = mask.sum(1)
-    own = gram.diagonal(dim1=1, dim2=2)
+    batch, runs, groups = masks.shape
+    masks = swap_descent(gram, linear, masks)
+    loss = gram_loss(gram, linear, masks)
+    keep = masks.sum(2).flatten()
+    own = gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
     for _ in range(kicks if relax > 0 else 0):
         # The score of a group is what the loss gains from having it: for a kept one the rise on
         # pruning it, for a pruned one the fall (mostly negative here) on reviving it.
-        slope = 2 * ((gram @ mask.to(gram.dtype).unsqueeze(-1)).squeeze(-1) - linear)
-        score = torch.where(mask, own - slope, -own - slope)
+        slope = 2 * (masks.to(gram.dtype) @ gram - linear.unsqueeze(1))
+        score = torch.where(masks, own - slope, -own - slope).flatten(0, 1)
         kicked = keep_first(relaxed_order(score, keep, relax, generator), keep)
-        kicked = swap_descent(gram, linear, kicked)
+        kicked = swap_descent(gram, linear, kicked.view(batch, runs, groups))
         kicked_loss = gram_loss(gram, linear, kicked)
         better = kicked_loss < loss
-        mask = torch.where(better.unsqueeze(1), kicked, mask)
+        masks = torch.where(better.unsqueeze(2), kicked, masks)
         loss = torch.where(better, kicked_loss, loss)
-    return mask.view(shape)
+    return masks
 
 
 def largest_eigenvalue(gram: Tensor, iterations: int = 50) -> Tensor:

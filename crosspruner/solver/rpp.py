@@ -96,26 +96,27 @@ def relaxed_order(
     if relax == 0:
         return order
     num_candidates = _num_candidates(keep, relax, values)
-    rank = torch.arange(values.shape[1], device=values.device)
+    # Beyond the widest candidate set the order by score stands.
+    width = int(num_candidates.max()) if len(keep) else 0
+    if width == 0:
+        return order
+    top = values[:, :width].to(torch.promote_types(values.dtype, torch.float32))
+    rank = torch.arange(width, device=values.device)
     candidate = rank < num_candidates.unsqueeze(1)
-    lowest = values.gather(1, (num_candidates - 1).clamp(min=0).unsqueeze(1))
-    height = torch.where(candidate, values - lowest, -math.inf)
+    lowest = top.gather(1, (num_candidates - 1).clamp(min=0).unsqueeze(1))
+    height = torch.where(candidate & top.isfinite(), top - lowest, 0.0)
+    height = height / height.amax(1, keepdim=True).clamp(min=torch.finfo(height.dtype).tiny)
     # Exponential clocks: the entry of rate w rings after E / w, and the order of ringing is the
     # order of successive draws with probability w / (sum of the w left).
-    clock = torch.empty_like(values).exponential_(generator=generator)
-    # No height (the lowest candidate and its ties) means no chance before all others are drawn;
-    # among themselves such entries are drawn evenly. Certain (+inf) entries ring at once.
-    positive = (height > 0) & height.isfinite()
-    key = torch.where(positive, clock / height, clock)
-    tier = torch.where(
-        height == math.inf, 0, torch.where(positive, 1, torch.where(candidate, 2, 3))
-    )
-    tier = torch.where(values == math.inf, 0, tier)
-    key = torch.where(tier == 3, rank.to(key.dtype), key)
-    # Two stable sorts order by (tier, key); one would need keys of unlimited range.
-    by_key = key.argsort(dim=1, stable=True)
-    by_tier = tier.gather(1, by_key).argsort(dim=1, stable=True)
-    return order.gather(1, by_key.gather(1, by_tier))
+    clock = torch.empty_like(top).exponential_(generator=generator)
+    time = torch.where(height > 0, clock / height, clock).clamp(max=1e30)
+    # Certain (+inf) entries come first, then those of some height. The lowest candidate and its
+    # ties have no chance before all of these are drawn; among themselves they are drawn evenly.
+    tier = torch.where(height > 0, 1.0, 2.0).to(time.dtype)
+    tier = torch.where(top == math.inf, 0.0, torch.where(candidate, tier, 3.0))
+    within = torch.where(candidate, time / (1 + time), rank / width)
+    drawn = (tier + within).argsort(dim=1, stable=True)
+    return torch.cat([order[:, :width].gather(1, drawn), order[:, width:]], dim=1)
 
 
 def keep_first(order: Tensor, keep: Tensor) -> Tensor:

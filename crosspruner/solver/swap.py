@@ -25,22 +25,23 @@ def swap_descent(
     Args:
         gram: (B, P, P) float64, symmetric.
         linear: (B, P) float64, the h of L = beta' G beta - 2 h' beta + c.
-        mask: (B, P) bool, the masks to start from; rows may keep different numbers of groups.
-        max_swaps: stop a row after this many swaps; None: only at a local optimum.
+        mask: (B, P) bool, the masks to start from, or (B, R, P), R of them per problem; they may
+            keep different numbers of groups.
+        max_swaps: stop a mask after this many swaps; None: only at a local optimum.
 
     Returns:
-        (B, P) bool with as many True per row as `mask`, never a higher loss.
+        bool, shape of `mask`, with as many True per row, never a higher loss.
     """
-    groups = mask.shape[1]
+    batch, groups = linear.shape
+    masks = mask.reshape(batch, -1, groups)
+    residual = (masks.to(gram.dtype) @ gram - linear.unsqueeze(1)).flatten(0, 1)
+    problem = torch.arange(batch, device=mask.device).repeat_interleave(masks.shape[1])
+    masks = masks.flatten(0, 1).clone()
     rows = max(1, _CHUNK_ENTRIES // max(1, groups * groups // 4))
-    if mask.shape[0] <= rows:
-        return _descend(gram, linear, mask, max_swaps)
-    return torch.cat(
-        [
-            _descend(gram[i : i + rows], linear[i : i + rows], mask[i : i + rows], max_swaps)
-            for i in range(0, mask.shape[0], rows)
-        ]
-    )
+    for start in range(0, len(masks), rows):
+        part = slice(start, start + rows)
+        masks[part] = _descend(gram, problem[part], residual[part], masks[part], max_swaps)
+    return masks.view_as(mask)
 
 
 def gram_loss(gram: Tensor, linear: Tensor, mask: Tensor) -> Tensor:
@@ -60,10 +61,11 @@ def gram_loss(gram: Tensor, linear: Tensor, mask: Tensor) -> Tensor:
 
 @dataclass
 class _Table:
-    """The swap search of some rows of the batch; every field has one entry per row."""
+    """The swap search of B masks; every field has one entry per mask."""
 
-    index: Tensor  # (B,) row number in the batch
-    gram: Tensor  # (B, P, P)
+    index: Tensor  # (B,) number of the mask
+    problem: Tensor  # (B,) its row of the Gram matrices
+    own: Tensor  # (B, P) G_aa
     residual: Tensor  # (B, P) G beta - h
     kept: Tensor  # (B, K) group numbers; rows that keep fewer are padded
     kept_valid: Tensor  # (B, K)
@@ -77,32 +79,33 @@ class _Table:
 
     def best_swap(self) -> tuple[Tensor, Tensor, Tensor]:
         """Change of the loss (B,) and the kept and pruned slot (B,) of each row's best swap."""
-        diagonal = self.gram.diagonal(dim1=1, dim2=2)
-        out = diagonal.gather(1, self.kept) - 2 * self.residual.gather(1, self.kept)
-        into = diagonal.gather(1, self.pruned) + 2 * self.residual.gather(1, self.pruned)
+        out = (self.own - 2 * self.residual).gather(1, self.kept)
+        into = (self.own + 2 * self.residual).gather(1, self.pruned)
         out.masked_fill_(~self.kept_valid, torch.inf)
         into.masked_fill_(~self.pruned_valid, torch.inf)
         change = torch.add(out.unsqueeze(2), self.cross, alpha=-2).add_(into.unsqueeze(1))
         best, slot = change.flatten(1).min(1)
         return best, slot // change.shape[2], slot % change.shape[2]
 
-    def swap(self, kept_slot: Tensor, pruned_slot: Tensor) -> None:
+    def swap(self, gram: Tensor, kept_slot: Tensor, pruned_slot: Tensor) -> None:
         """Exchange the two slots (B,) of every row, in place."""
         row = torch.arange(len(self.index), device=self.index.device)
         leaving, entering = self.kept[row, kept_slot], self.pruned[row, pruned_slot]
         self.kept[row, kept_slot], self.pruned[row, pruned_slot] = entering, leaving
-        self.residual += self.gram[row, entering] - self.gram[row, leaving]
-        self.cross[row, kept_slot] = self.gram[row, entering].gather(1, self.pruned)
-        self.cross[row, :, pruned_slot] = self.gram[row, leaving].gather(1, self.kept)
+        gone, come = gram[self.problem, leaving], gram[self.problem, entering]
+        self.residual += come - gone
+        self.cross[row, kept_slot] = come.gather(1, self.pruned)
+        self.cross[row, :, pruned_slot] = gone.gather(1, self.kept)
 
 
-def _descend(gram: Tensor, linear: Tensor, mask: Tensor, max_swaps: int | None) -> Tensor:
+def _descend(
+    gram: Tensor, problem: Tensor, residual: Tensor, mask: Tensor, max_swaps: int | None
+) -> Tensor:
     mask = mask.clone()
-    groups = mask.shape[1]
     num_kept = mask.sum(1)
-    table = _start(gram, linear, mask)
+    table = _start(gram, problem, residual, mask)
     # A row without kept or without pruned groups has nothing to swap.
-    table = table.select(((num_kept > 0) & (num_kept < groups)).nonzero().squeeze(1))
+    table = table.select(((num_kept > 0) & (num_kept < mask.shape[1])).nonzero().squeeze(1))
     swaps = 0
     while len(table.index) and (max_swaps is None or swaps < max_swaps):
         change, kept_slot, pruned_slot = table.best_swap()
@@ -114,27 +117,28 @@ def _descend(gram: Tensor, linear: Tensor, mask: Tensor, max_swaps: int | None) 
         row = table.index
         mask[row, table.kept.gather(1, kept_slot[:, None]).squeeze(1)] = False
         mask[row, table.pruned.gather(1, pruned_slot[:, None]).squeeze(1)] = True
-        table.swap(kept_slot, pruned_slot)
+        table.swap(gram, kept_slot, pruned_slot)
         swaps += 1
     return mask
 
 
-def _start(gram: Tensor, linear: Tensor, mask: Tensor) -> _Table:
+def _start(gram: Tensor, problem: Tensor, residual: Tensor, mask: Tensor) -> _Table:
     batch, groups = mask.shape
     num_kept = mask.sum(1, keepdim=True)
     order = mask.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
     kept = order[:, : int(num_kept.max())].clone()
     pruned = order[:, int(num_kept.min()) :].clone()
     slot = torch.arange(groups, device=mask.device)
-    row = torch.arange(batch, device=mask.device)
+    own = gram.diagonal(dim1=1, dim2=2)
     return _Table(
-        index=row,
-        gram=gram,
-        residual=(gram @ mask.to(gram.dtype).unsqueeze(-1)).squeeze(-1) - linear,
+        index=torch.arange(batch, device=mask.device),
+        problem=problem,
+        own=own[problem],
+        residual=residual,
         kept=kept,
         kept_valid=slot[: kept.shape[1]] < num_kept,
         pruned=pruned,
         pruned_valid=slot[groups - pruned.shape[1] :] >= num_kept,
-        cross=gram[row[:, None, None], kept[:, :, None], pruned[:, None, :]],
-        tolerance=1e-12 * (groups * gram.diagonal(dim1=1, dim2=2).abs().amax(1)),
+        cross=gram[problem[:, None, None], kept[:, :, None], pruned[:, None, :]],
+        tolerance=1e-12 * groups * own.abs().amax(1)[problem],
     )

@@ -118,6 +118,15 @@ def test_scale_and_shift_do_not_change_the_draw():
     assert torch.equal(one, two)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_low_precision_and_extreme_heights(dtype):
+    state = torch.rand(6, 40, generator=torch.Generator().manual_seed(0)).to(dtype)
+    assert (rpp(state, 20, 0.5, torch.Generator().manual_seed(0)).sum(1) == 20).all()
+    steep = torch.tensor([[1e300, 1.0, 1e-300, 5e-324, 0.0, -1e300]], dtype=torch.float64)
+    kept = rpp(steep.expand(50, -1), 3, 1.0, torch.Generator().manual_seed(0))
+    assert (kept.sum(1) == 3).all()
+
+
 @pytest.mark.parametrize(
     ("state", "keep", "relax", "message"),
     [
