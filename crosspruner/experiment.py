@@ -17,6 +17,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -88,7 +89,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     (folder / "config_tree.txt").write_text(config_tree(config))
     _quieten_lightning()
     _fix_randomness(settings.seed)
-    data: ImageData = instantiate(config.data)
+    data = _data(config)
     data.prepare_data()
     data.setup()
     model = _plain(config.model)
@@ -128,6 +129,16 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
         print_crossbars(layer_table(outcome.plan), settings.ratio)
         log.info("%s", headline(summary))
     return outcome.accuracy
+
+
+def _data(config: DictConfig) -> ImageData:
+    """The data set of the configuration; its own errors as they are, without hydra's wrapping."""
+    try:
+        return instantiate(config.data)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, CrossprunerError):
+            raise error.__cause__ from None
+        raise
 
 
 def _intention(plan: Plan, pruning: CrossbarPruning) -> str:
