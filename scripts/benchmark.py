@@ -120,11 +120,7 @@ def cost_rows() -> Iterator[tuple[Any, ...]]:
         plan_model(model, (3, size, size), "512x512")  # imports and caches
         for side in (512, 256, 128, 64, 32):
             crossbar = f"{side}x{side}"
-            plan, planning = timed(
-                lambda model=model, crossbar=crossbar: plan_model(
-                    model, (3, 224, 224), crossbar, grain="column"
-                )
-            )
+            plan, planning = timed(plan_model, model, (3, size, size), crossbar, grain="column")
             generator = torch.Generator().manual_seed(0)
             masks = {
                 layer.name: torch.rand(layer.mask_shape, generator=generator) < 0.5
@@ -132,12 +128,10 @@ def cost_rows() -> Iterator[tuple[Any, ...]]:
                 if layer.prunable
             }
             pruned = plan.pruned(masks)
-            blocks, packing = timed(
-                lambda pruned=pruned: sum(len(layer.packing) for layer in pruned.layers)
-            )
+            blocks, packing = timed(count_blocks, pruned)
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder) / "mapping.json"
-                _, saving = timed(lambda pruned=pruned, path=path: pruned.save(path))
+                _, saving = timed(pruned.save, path)
                 megabytes = path.stat().st_size / 1e6
             yield (
                 f"{name}, {size}x{size}",
@@ -163,9 +157,7 @@ def simulation_rows() -> Iterator[tuple[Any, ...]]:
             model = build_model("vgg16", 10).to(dtype)
             plan = plan_model(model, (3, 32, 32), "256x256", kind)
             image = torch.randn(1, 3, 32, 32, dtype=dtype)
-            _, seconds = timed(
-                lambda plan=plan, model=model, image=image: simulate(plan, model, image)
-            )
+            _, seconds = timed(simulate, plan, model, image)
             yield (
                 "vgg16, 32x32",
                 "256x256",
@@ -176,10 +168,15 @@ def simulation_rows() -> Iterator[tuple[Any, ...]]:
             )
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, float]:
+def count_blocks(plan: Plan) -> int:
+    """Packs every layer; the physical blocks of all."""
+    return sum(len(layer.packing) for layer in plan.layers)
+
+
+def timed(work: Callable[..., Any], *args: Any, **kwargs: Any) -> tuple[Any, float]:
     """What `work` returns, and the seconds it took."""
     started = time.perf_counter()
-    result = work()
+    result = work(*args, **kwargs)
     return result, time.perf_counter() - started
 
 

@@ -192,6 +192,6 @@ def _raise_unfit(
         f"{geometry.name}: {given} does not fit a {crossbar} crossbar "
         f"(an input FM takes {fm_rows} rows or more, an output FM "
         f"{crossbar.cells_per_weight} columns or more). Here kin may be at most {most_kin} and "
-        f'kout at most {most_kout}: set mapping.layers."{geometry.name}".kin and .kout, '
-        "or leave them null to have them chosen."
+        f"kout at most {most_kout}: set them for this layer, mapping.layers="
+        f"{{{geometry.name}:{{kin:{most_kin}}}}}, or leave them null to have them chosen."
     )

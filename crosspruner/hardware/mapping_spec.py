@@ -28,8 +28,9 @@ class MappingSpec:
     """Input FMs per crossbar, for every layer; None chooses per layer. Clipped to the layer."""
     kout: int | None = None
     """Output FMs per crossbar, for every layer; None chooses per layer. Clipped to the layer."""
-    layers: dict[str, dict[str, int]] = field(default_factory=dict, hash=False)
-    """{layer name: {"kin": .., "kout": ..}}: wins over `kin` and `kout`."""
+    layers: dict[str, dict[str, int]] | None = field(default=None, hash=False)
+    """{layer name: {"kin": .., "kout": ..}}: wins over `kin` and `kout`. On the command line
+    'mapping.layers={features.3:{kin:16}}'."""
     applies_to: str = "all"
     """`all` or `conv`: the layers that the model-wide `kin` and `kout` hold for."""
     differential: bool | None = None
@@ -42,13 +43,13 @@ class MappingSpec:
         _positive("mapping.kin", self.kin)
         _positive("mapping.kout", self.kout)
         layers = {}
-        for name, given in dict(self.layers).items():
+        for name, given in (self.layers or {}).items():
             if unknown := set(given) - {"kin", "kout"}:
                 raise ConfigError(
-                    f'mapping.layers."{name}" has {sorted(unknown)}: only kin and kout are allowed.'
+                    f"mapping.layers: {name} has {sorted(unknown)}: only kin and kout are allowed."
                 )
             for key, value in given.items():
-                _positive(f'mapping.layers."{name}".{key}', value)
+                _positive(f"mapping.layers: {name}.{key}", value)
             layers[str(name)] = dict(given)
         object.__setattr__(self, "layers", layers)
 
@@ -87,7 +88,7 @@ class MappingSpec:
     def given(self, geometry: LayerGeometry) -> tuple[int | None, int | None]:
         """Kin and Kout that the user fixed for this layer, clipped to its FMs; None = choose."""
         whole = self.applies_to == "all" or geometry.kind == "conv"
-        own = self.layers.get(geometry.name, {})
+        own = (self.layers or {}).get(geometry.name, {})
         kin = own.get("kin", self.kin if whole else None)
         kout = own.get("kout", self.kout if whole else None)
         return (

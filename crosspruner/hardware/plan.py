@@ -277,7 +277,7 @@ def plan_model(
     grain = _grain(grain)
     traced = trace(model, tuple(input_shape))
     names = [geometry.name for geometry in traced.geometries]
-    _known(spec.layers, names, "mapping.layers")
+    _known(spec.layers or {}, names, "mapping.layers")
     included = set(names) if include is None else matching(include, names, "include")
     excluded = {names[0], names[-1]} if exclude is None else matching(exclude, names, "exclude")
     layers = tuple(

@@ -20,7 +20,8 @@ def export_limits(plan: Plan, folder: str | Path) -> Path:
     """Writes crosssim.json, aihwkit.json and layers.json.
 
     * `crosssim.json` is read by `CrossSimParameters.from_json`: rows_max, cols_max, core style and
-      weight bits, and the strategy MAX, which cuts full tiles, then the rest.
+      weight bits, and the strategy MAX: full tiles, then the rest (CrossSim cuts equal tiles
+      where the rows divide evenly).
     * `aihwkit.json` has the arguments of `MappingParameter`, max_input_size and max_output_size.
       aihwkit cuts equal tiles, of the same number.
     * `layers.json` has the `rows` (CrossSim rows_max, aihwkit max_input_size), the `cols`
