@@ -49,7 +49,9 @@ def execute_layer(
     geometry = layer.geometry if geometry is None else geometry
     down, across = axes(geometry, layer.tiling)
     _check_fits(layer, geometry, down, across)
-    packing, table, kout = layer.packing, layer.input_table, layer.kout
+    packing, kout = layer.packing, layer.kout
+    table, owner = layer.input_table.to(x.device), packing.block_input.to(x.device)
+    columns = packing.block_outputs.to(x.device)
     parts, tall, tall_phases, tall_rows = down.reads.shape
     _, broad, broad_phases, broad_rows = across.reads.shape
     window = (down.taps.shape[3], across.taps.shape[3])
@@ -63,11 +65,11 @@ def execute_layer(
     total = x.new_zeros(geometry.out_channels + 1, slices, phases, outputs)
     for part in range(parts):
         for some in _chunks(slices, cost):
-            read, tap = _positions(down, across, part, some, geometry)
+            read, tap = (at.to(x.device) for at in _positions(down, across, part, some, geometry))
             seen = inputs[:, read.flatten()].view(len(inputs), *read.shape, batch)
             seen = seen.permute(0, 1, 5, 2, 3, 4).flatten(2, 4)
             for blocks in _chunks(len(packing), cost * len(read)):
-                group, out = packing.block_input[blocks], packing.block_outputs[blocks]
+                group, out = owner[blocks], columns[blocks]
                 fms = table[group]
                 local = _or_none(fms, fms % geometry.group_inputs, geometry.group_inputs)
                 fms = _or_none(fms, fms, geometry.in_channels)
