@@ -188,6 +188,8 @@ def _open(mode: str, folder: Path, arguments: dict[str, Any]) -> WandbLogger:
         console="off", silent=True, init_timeout=60 if mode == "online" else 300
     )
     logger = WandbLogger(save_dir=folder, mode=mode, settings=settings, **arguments)
+    # Lightning passes it on unset, and wandb warns of it on every run: it has no effect any more.
+    logger._wandb_init.pop("anonymous", None)
     run = logger.experiment
     for metric, summary in SUMMARIES.items():
         run.define_metric(metric, step_metric="trainer/global_step", summary=summary)

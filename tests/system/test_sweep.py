@@ -28,6 +28,7 @@ def test_a_sweep_leaves_a_folder_per_job_and_one_table(train, tmp_path):
     assert len({run.name.split("-")[-1] for run in offline}) == 4
 
 
+@pytest.mark.slow
 def test_a_failing_job_leaves_the_others_alone(train, tmp_path):
     code, _, err = train(tmp_path, "-m", *SMALL, "logger=csv", "ratio=0.3,0.99")
     assert code == 1
@@ -73,6 +74,7 @@ def test_a_killed_sweep_typed_again_goes_on_and_ends_alike(train, start, tmp_pat
     assert steps.is_monotonic_increasing
 
 
+@pytest.mark.slow
 def test_several_devices_in_a_sweep_are_refused_with_the_way_out(train, tmp_path):
     code, _, err = train(tmp_path, "-m", *SMALL, "trainer.devices=2", "ratio=0.3")
     assert code == 1

@@ -13,14 +13,14 @@ COMPOSED = [  # found by hydra, before torch is imported
     (["rat1o=0.5"], "rat1o"),
     (["model=nope"], "'model/nope' Available options in 'model':.* vgg8"),
 ]
-CHECKED = [  # found by crosspruner
-    (["ratio=1.5"], "ratio=1.5 is out of range"),
+CHECKED = [  # found by crosspruner; the first three in the fast suite
     (["ratio=abc"], "ratio: Value 'abc' of type 'str' could not be converted to Float"),
+    (["data=folder", "data.dir=/nope"], "data.dir=/nope does not exist"),
+    (["ckpt_path=nope.ckpt"], "ckpt_path=nope.ckpt is not a file"),
+    (["ratio=1.5"], "ratio=1.5 is out of range"),
     (["crossbar.rows=0"], "crossbar rows=0"),
     (["model=timm", "model.name=nope"], "nope"),
-    (["data=folder", "data.dir=/nope"], "data.dir=/nope does not exist"),
     (["data=folder", "data.dir=empty"], "data.dir=empty has no folder train"),
-    (["ckpt_path=nope.ckpt"], "ckpt_path=nope.ckpt is not a file"),
     (["model.weights=nope.pt"], "nope.pt"),
     ([*SMALL, "ratio=0.99"], "the largest feasible ratio is 0"),
     (["exclude=[head.*]"], r"exclude: 'head\.\*' matches no layer"),
@@ -28,10 +28,20 @@ CHECKED = [  # found by crosspruner
 ]
 
 
-@pytest.mark.parametrize(("typed", "said"), COMPOSED + CHECKED, ids=lambda v: str(v)[:40])
+@pytest.mark.parametrize(("typed", "said"), COMPOSED + CHECKED[:3], ids=lambda v: str(v)[:40])
 def test_one_clear_line(train, tmp_path, typed, said):
-    (tmp_path / "empty").mkdir()
-    code, _, err = train(tmp_path, *typed)
+    check_one_clear_line(train, tmp_path, typed, said)
+
+
+@pytest.mark.slow  # seconds each: all of them start a whole process
+@pytest.mark.parametrize(("typed", "said"), CHECKED[3:], ids=lambda v: str(v)[:40])
+def test_one_clear_line_for_all_else(train, tmp_path, typed, said):
+    check_one_clear_line(train, tmp_path, typed, said)
+
+
+def check_one_clear_line(train, folder, typed, said):
+    (folder / "empty").mkdir()
+    code, _, err = train(folder, *typed)
     assert code in (1, 2)
     lines = [line for line in err.splitlines() if line.strip()]
     assert len(lines) == 1, err
@@ -47,6 +57,7 @@ def test_a_failed_run_keeps_the_reason(train, tmp_path):
     assert not (run / "DONE").exists()
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_model_is_refused(train, tmp_path):
     code, _, err = train(tmp_path, *SMALL, "logger=csv")
     assert code == 0, err
@@ -58,6 +69,7 @@ def test_a_checkpoint_of_another_model_is_refused(train, tmp_path):
         assert len(err.strip().splitlines()) == 1, err
 
 
+@pytest.mark.slow
 def test_the_traceback_is_there_for_who_asks(start, tmp_path, clean_environment, monkeypatch):
     monkeypatch.setitem(clean_environment, "HYDRA_FULL_ERROR", "1")
     process = start(tmp_path, "ratio=1.5")
