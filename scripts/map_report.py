@@ -88,7 +88,7 @@ def write(plans: dict[str, Plan], folder: Path) -> None:
         plan.save(folder / f"{label.replace(' ', '_')}.json")
     layers_of(plans).to_csv(folder / "crossbars.csv", index=False)
     totals_of(plans).to_csv(folder / "totals.csv", index=False)
-    comparison_figure(plans).savefig(folder / "crossbars.png", dpi=150)
+    comparison_figure(plans).savefig(folder / "crossbars.png", dpi=150, bbox_inches="tight")
     print(f"written to {folder}: {len(plans)} plan(s), crossbars.csv, totals.csv, crossbars.png")
 
 
