@@ -27,6 +27,7 @@ from crosspruner.reporting.side_by_side import (
     layers_of,
     totals_of,
 )
+from crosspruner.reporting.svg import save_figure
 from crosspruner.training import build_model
 
 CONFIGS = Path(__file__).resolve().parent.parent / "conf"
@@ -88,8 +89,10 @@ def write(plans: dict[str, Plan], folder: Path) -> None:
         plan.save(folder / f"{label.replace(' ', '_')}.json")
     layers_of(plans).to_csv(folder / "crossbars.csv", index=False)
     totals_of(plans).to_csv(folder / "totals.csv", index=False)
-    comparison_figure(plans).savefig(folder / "crossbars.png", dpi=150, bbox_inches="tight")
-    print(f"written to {folder}: {len(plans)} plan(s), crossbars.csv, totals.csv, crossbars.png")
+    save_figure(comparison_figure(plans), folder / "crossbars")
+    print(
+        f"written to {folder}: {len(plans)} plan(s), crossbars.csv, totals.csv, crossbars.png, .svg"
+    )
 
 
 if __name__ == "__main__":

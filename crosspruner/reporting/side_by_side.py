@@ -100,5 +100,10 @@ def comparison_figure(plans: Mapping[str, Plan]) -> Figure:
         axes.set_xlabel("compute crossbars")
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
-        figure.legend(loc="outside upper center", ncols=min(len(plans), 2), handlelength=1.0)
+        figure.legend(
+            loc="outside upper center",
+            ncols=min(len(plans), 2),
+            handlelength=1.0,
+            borderaxespad=0.8,
+        )
     return figure
