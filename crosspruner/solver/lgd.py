@@ -50,8 +50,8 @@ def lgd_rpp(
         generator: source of all randomness, on the device of `gram`. None: a new one with seed 0,
             so that equal problems get equal masks.
         kicks: after the swaps, leave each local optimum this many times by an RPP draw on the
-            groups' marginal losses, swap down again and keep the better mask. Without swaps or
-            with relax = 0 there are no kicks.
+            groups' marginal losses, relaxed by 1, 2, 4 and 8 times `relax` in turn, swap down
+            again and keep the better mask. Without swaps or with relax = 0 there are no kicks.
 
     Returns:
         (B, P) bool, exactly `keep` True per row.
@@ -172,12 +172,14 @@ def _polish(
     loss = gram_loss(gram, linear, masks)
     keep = masks.sum(2).flatten()
     own = gram.diagonal(dim1=1, dim2=2).unsqueeze(1)
-    for _ in range(kicks if relax > 0 else 0):
+    for kick in range(kicks if relax > 0 else 0):
         # The score of a group is what the loss gains from having it: for a kept one the rise on
         # pruning it, for a pruned one the fall (mostly negative here) on reviving it.
         slope = 2 * (masks.to(gram.dtype) @ gram - linear.unsqueeze(1))
         score = torch.where(masks, own - slope, -own - slope).flatten(0, 1)
-        kicked = keep_first(relaxed_order(score, keep, relax, generator), keep)
+        # Near kicks find better neighbours, wide ones other valleys: take turns.
+        width = relax * 2 ** (kick % 4)
+        kicked = keep_first(relaxed_order(score, keep, width, generator), keep)
         kicked = swap_descent(gram, linear, kicked.view(batch, runs, groups))
         kicked_loss = gram_loss(gram, linear, kicked)
         better = kicked_loss < loss
