@@ -18,8 +18,7 @@ is that of group OBS (Hassibi and Stork, NeurIPS 1992; OSSCAR, ICML 2024).
 import torch
 from torch import Tensor
 
-from crosspruner.errors import SolverError
-from crosspruner.solver.refit import RefitProblem
+from crosspruner.solver.refit import RefitProblem, cholesky
 
 
 class PivotTable:
@@ -34,7 +33,7 @@ class PivotTable:
         """Start with all groups kept."""
         self.groups, self.height = problem.num_groups, problem.group_size
         batch, size, self._num_targets = problem.target.shape
-        inverse = torch.cholesky_inverse(_factor(problem.moment))
+        inverse = problem.inverse
         weights = inverse @ problem.target
         # The target rides along as extra columns: one product updates both.
         self._table = torch.cat([-inverse.expand(batch, size, size), weights], dim=2)
@@ -54,7 +53,7 @@ class PivotTable:
         rows = self._rows(rows)
         every = torch.arange(self.groups, device=rows.device)
         blocks = self._blocks()[rows[:, None], every, :, every]
-        return _gain(_factor(blocks * self._sign(self.mask[rows])), self._targets()[rows])
+        return _gain(cholesky(blocks * self._sign(self.mask[rows])), self._targets()[rows])
 
     def toggle(self, group: Tensor, rows: Tensor | None = None) -> None:
         """Prune a kept group or revive a pruned one.
@@ -73,7 +72,7 @@ class PivotTable:
         pivot = table.view(len(rows), self.groups, self.height, -1)[batch, group]
         block = pivot[:, :, :size].unflatten(2, (self.groups, self.height))[batch, :, group]
         sign = self._sign(self.mask[rows, group])
-        inverse = sign * torch.cholesky_inverse(_factor(sign * block))
+        inverse = sign * torch.cholesky_inverse(cholesky(sign * block))
         scaled = inverse @ pivot
         targets = pivot[:, :, size:]
         self.loss[rows] -= (targets * scaled[:, :, size:]).sum((1, 2))
@@ -133,14 +132,14 @@ class PivotTable:
         blocks, targets = self._blocks(), self._targets()
         k, p, row = kept.indices, pruned.indices, rows.unsqueeze(1)
         # After pruning k the block and the target of p become C_p + F' F and r_p + F' v.
-        factor = _factor(self._sign(self.mask[row, k]) * blocks[row, k, :, k])
+        factor = cholesky(self._sign(self.mask[row, k]) * blocks[row, k, :, k])
         link = blocks[row.unsqueeze(2), k.unsqueeze(2), :, p.unsqueeze(1)]
         link = torch.linalg.solve_triangular(factor.unsqueeze(2), link, upper=False)
         weights = torch.linalg.solve_triangular(factor, targets[row, k], upper=False)
         block = (self._sign(self.mask[row, p]) * blocks[row, p, :, p]).unsqueeze(1)
         block = block + link.mT @ link
         target = targets[row, p].unsqueeze(1) + link.mT @ weights.unsqueeze(2)
-        change = kept.values.unsqueeze(2) - _gain(_factor(block), target)
+        change = kept.values.unsqueeze(2) - _gain(cholesky(block), target)
         change = change.masked_fill(pruned.values.isinf().unsqueeze(1), torch.inf)
         best, pair = change.flatten(1).min(1)
         column = torch.arange(len(rows), device=rows.device)
@@ -188,12 +187,3 @@ class PivotTable:
 def _gain(factor: Tensor, target: Tensor) -> Tensor:
     """tr(u' (L L')^-1 u) for factors L (..., d, d) and targets u (..., d, n). Returns (...)."""
     return torch.linalg.solve_triangular(factor, target, upper=False).square().sum((-2, -1))
-
-
-def _factor(matrix: Tensor) -> Tensor:
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed.any():
-        raise SolverError(
-            "the layer's moments are too close to singular for the refit; raise damping"
-        )
-    return factor

@@ -12,7 +12,7 @@ Source: our own; a Galerkin projection as in reduced-basis methods.
 import torch
 from torch import Tensor
 
-from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
+from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem, cholesky
 
 
 def reduce_problem(problem: RefitProblem, rank: int) -> RefitProblem:
@@ -27,10 +27,10 @@ def reduce_problem(problem: RefitProblem, rank: int) -> RefitProblem:
         a mask there is an upper bound of its true loss.
     """
     groups, height = problem.num_groups, problem.group_size
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(problem.moment))
+    inverse = problem.inverse
     every = torch.arange(groups, device=inverse.device)
     by_group = inverse.view(groups, height, groups, height)
-    metric = torch.cholesky_inverse(torch.linalg.cholesky(by_group[every, :, every]))
+    metric = torch.cholesky_inverse(cholesky(by_group[every, :, every]))
     # Sketches are drawn from a generator of their own: the stand-in is a function of the problem.
     generator = torch.Generator(inverse.device).manual_seed(0)
     num_responses = groups * problem.target.shape[2]
@@ -74,7 +74,7 @@ def _responses(inverse: Tensor, scaled: Tensor) -> Tensor:
 
 def _basis(responses: Tensor, metric: Tensor, sketch: Tensor) -> Tensor:
     """The strongest directions (B, P, d, rank) of the responses, orthonormal in the metric."""
-    factor = torch.linalg.cholesky(metric)
+    factor = cholesky(metric)
     tall = factor.mT @ responses
     # Two rounds of subspace iteration find the leading space well enough at any spectrum.
     space = tall @ sketch

@@ -11,6 +11,7 @@ and one formula covers dead inputs and fewer samples than inputs.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -89,44 +90,89 @@ class RefitProblem:
         """Rows of a group, padding included: d."""
         return self.target.shape[1] // self.num_groups
 
+    @cached_property
+    def inverse(self) -> Tensor:
+        """H^-1, of the shape of `moment`.
+
+        Raises:
+            SolverError: the moment is too close to singular.
+        """
+        return torch.cholesky_inverse(cholesky(self.moment))
+
     def rows(self, part: slice | Tensor) -> "RefitProblem":
         """Some problems of the batch, by a slice or an index (b,)."""
-        moment = self.moment if self.moment.ndim == 2 else self.moment[part]
-        return RefitProblem(moment, self.target[part], self.constant[part], self.num_groups)
+        shared = self.moment.ndim == 2
+        moment = self.moment if shared else self.moment[part]
+        rows = RefitProblem(moment, self.target[part], self.constant[part], self.num_groups)
+        if shared and "inverse" in self.__dict__:
+            rows.__dict__["inverse"] = self.inverse
+        return rows
 
     def solve(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Refit the kept weights exactly, by Cholesky on the kept rows.
+        """Refit the kept weights exactly, by Cholesky factors of H_SS or of (H^-1) on the pruned
+        rows, whichever are smaller.
 
         Args:
             mask: (B, P) bool.
 
         Returns:
             weights (B, D, n), zero where pruned, and the loss (B,), both float64.
+
+        Raises:
+            SolverError: the moment is too close to singular.
         """
         weights = torch.zeros_like(self.target)
         loss = self.constant.clone()
         kept = mask.sum(1)
         for number in kept.unique().tolist():
             same = (kept == number).nonzero().squeeze(1)
-            size = number * self.group_size
-            chunk = max(1, CHUNK_ENTRIES // max(1, 2 * size * size))
-            for problems in same.split(chunk) if number else ():
-                solution, gain, rows = self._solve_chunk(problems, mask)
-                weights[problems[:, None], rows] = solution
-                loss[problems] -= gain
+            by_pruned = self.moment.ndim == 2 and 2 * number > self.num_groups
+            solved = self.num_groups - number if by_pruned else number
+            size = max(1, solved * self.group_size)
+            for problems in same.split(max(1, CHUNK_ENTRIES // (2 * size * size))):
+                solve = self._remove if by_pruned else self._keep
+                weights[problems], loss[problems] = solve(problems, mask[problems])
         return weights, loss
 
-    def _solve_chunk(self, problems: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Problems (b,) that keep the same number of groups; the rows (b, s) they keep."""
-        kept = mask[problems].nonzero()[:, 1].view(len(problems), -1)
-        within = torch.arange(self.group_size, device=mask.device)
-        rows = (kept.unsqueeze(2) * self.group_size + within).flatten(1)
+    def _keep(self, problems: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """V_S = H_SS^-1 T_S for problems (b,) that keep equally many groups, by mask (b, P)."""
+        rows = self._rows_of(mask)
         if self.moment.ndim == 2:
-            system = self.moment[rows[:, :, None], rows[:, None, :]]
+            system = self.moment[rows.unsqueeze(2), rows.unsqueeze(1)]
         else:
-            system = self.moment[problems[:, None, None], rows[:, :, None], rows[:, None, :]]
-        target = self.target[problems[:, None], rows]
-        factor = torch.linalg.cholesky(system)
-        half = torch.linalg.solve_triangular(factor, target, upper=False)
-        solution = torch.linalg.solve_triangular(factor.mT, half, upper=True)
-        return solution, half.square().sum((1, 2)), rows
+            own = problems.view(-1, 1, 1)
+            system = self.moment[own, rows.unsqueeze(2), rows.unsqueeze(1)]
+        target = self.target[problems.unsqueeze(1), rows]
+        solution = torch.cholesky_solve(target, cholesky(system))
+        weights = torch.zeros_like(self.target[problems])
+        weights.scatter_(1, rows.unsqueeze(2).expand_as(solution), solution)
+        return weights, self.constant[problems] - (target * solution).sum((1, 2))
+
+    def _remove(self, problems: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """V - A_:R A_RR^-1 V_R with A = H^-1 and V = A T, for groups R pruned from all."""
+        rows = self._rows_of(~mask)
+        dense = self.inverse @ self.target[problems]
+        removed = dense.gather(1, rows.unsqueeze(2).expand(-1, -1, dense.shape[2]))
+        factor = cholesky(self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)])
+        scaled = torch.cholesky_solve(removed, factor)
+        spread = torch.zeros_like(dense).scatter_(1, rows.unsqueeze(2).expand_as(scaled), scaled)
+        weights = dense - self.inverse @ spread
+        weights.scatter_(1, rows.unsqueeze(2).expand_as(scaled), 0.0)
+        gain = (self.target[problems] * dense).sum((1, 2)) - (removed * scaled).sum((1, 2))
+        return weights, self.constant[problems] - gain
+
+    def _rows_of(self, mask: Tensor) -> Tensor:
+        """The rows (b, s) of the groups marked in a mask (b, P) with equally many marks per row."""
+        marked = mask.nonzero()[:, 1].view(len(mask), -1)
+        within = torch.arange(self.group_size, device=mask.device)
+        return (marked.unsqueeze(2) * self.group_size + within).flatten(1)
+
+
+def cholesky(matrix: Tensor) -> Tensor:
+    """Cholesky factors, or a SolverError that says what to do about a singular matrix."""
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed.any():
+        raise SolverError(
+            "the layer's moments are too close to singular for the refit; raise damping"
+        )
+    return factor
