@@ -79,7 +79,7 @@ def run(config: DictConfig) -> float:
         return float(json.loads((folder / "summary.json").read_text())["accuracy"])
     with _recorded(folder):
         accuracy = _run(config, run_settings(config), folder)
-    if rank_zero_only.rank == 0:
+    if getattr(rank_zero_only, "rank", 0) == 0:
         log.info("report: %s", write_run_report(folder))
     return accuracy
 

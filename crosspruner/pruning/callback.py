@@ -269,9 +269,7 @@ class CrossbarPruning(pl.Callback):
 
     def _in_prune_phase(self, step: int) -> bool:
         return (
-            self.settings.needs_moments
-            and not self.frozen
-            and self.phase_at(step) is Phase.PRUNE
+            self.settings.needs_moments and not self.frozen and self.phase_at(step) is Phase.PRUNE
         )
 
     def _moments_due(self, step: int) -> bool:
