@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 # One thread a test process: two processes on two cores beat four threads on them
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+TESTS ?= tests
 SWEEP ?= $(shell ls -d logs/*/multiruns/* 2>/dev/null | tail -n 1)
 
 .PHONY: help install demo test test-slow lint type sweep report clean
@@ -31,8 +32,8 @@ demo: install  ## Prune a small VGG on the embedded digits: table, summary, repo
 test: $(VENV)/.installed-dev  ## Run the fast tests
 	$(PYTEST) -m "not slow and not network and not gpu"
 
-test-slow: $(VENV)/.installed-dev  ## Run the long tests
-	$(PYTEST) -m "slow and not network and not gpu"
+test-slow: $(VENV)/.installed-dev  ## Run the long tests (TESTS=tests/system for some of them)
+	$(PYTEST) -m "slow and not network and not gpu" $(TESTS)
 
 lint: $(VENV)/.installed-dev  ## Check style and formatting
 	$(BIN)/ruff check .
