@@ -48,7 +48,7 @@ class PruningSchedule:
     dense_epochs: float = 0.0
     prune_epochs: float = 4.0
     finetune_epochs: float = 4.0
-    warmup: float = 0.05
+    warmup: float = 0.1
     hold: float = 0.1
     relax: float = 0.1
     relax_until: float = 0.3

@@ -50,7 +50,7 @@ class StepSettings:
     smoothing: float = 0.9
     moment_every: int = 8
     refresh_every: int = 100
-    moment_rows: int = 512
+    moment_rows: int = 1024
     damping: float = 0.01
 
     def __post_init__(self) -> None:
@@ -106,6 +106,8 @@ class LayerState:
             return
         if moment is not None:
             self.moment.moment = moment
+        if self.inverse_blocks is None:
+            self.started = False  # what was assumed before any input was seen is not worth keeping
         self.inverse_blocks = self.moment.inverse_blocks(self.settings.damping)
 
     @torch.no_grad()

@@ -68,6 +68,8 @@ def print_crossbars(
 ) -> None:
     """Print the layer table, and the budget line where `ratio` is given."""
     console = console or Console()
+    if not console.is_terminal:  # a log has no width of its own, and names must stay whole
+        console.width = max(console.width, 120)
     console.print(crossbar_table(layers))
     if ratio is not None:
         console.print(budget_line(layers, ratio), highlight=False)

@@ -81,6 +81,7 @@ def test_all_inputs_dead_gives_finite_scores():
     assert bool(saliency(layer.weight, moment.inverse_blocks(), moment.layout).isfinite().all())
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
 @given(
     st.integers(1, 3),
     st.integers(1, 3),
