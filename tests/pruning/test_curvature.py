@@ -64,6 +64,7 @@ def test_a_wide_layer_is_cut_into_runs_of_whole_groups():
 
 def test_dead_inputs_cost_nothing_to_lose():
     layer = nn.Linear(4, 2)
+    nn.init.ones_(layer.weight)
     layout = GroupLayout("0", "column", 2, 4, 1, 1, 1)
     moment = RunningMoment(layer, layout, rows=256)
     inputs = torch.randn(64, 4, generator=torch.Generator().manual_seed(0))
