@@ -94,3 +94,20 @@ def test_images_too_small_for_the_poolings():
         vgg16(10, image_size=(31, 40))
     with pytest.raises(ModelError, match="8x8 or more"):
         vgg8(10, image_size=(8, 7))
+
+
+def test_layers_start_from_hes_draw():
+    torch.manual_seed(0)
+    net = vgg8(10, width=0.25)
+    hidden, head, second = net.classifier[0], net.classifier[2], net.features[3]
+    assert hidden.weight.std().item() == pytest.approx((2 / 2048) ** 0.5, rel=0.02)
+    assert head.weight.std().item() == pytest.approx((2 / 256) ** 0.5, rel=0.05)
+    assert second.weight.std().item() == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
+    assert not hidden.bias.any()
+
+
+@pytest.mark.parametrize(("size", "dropout"), [((32, 32), 0.2), ((96, 96), 0.5)])
+def test_vgg16_dropout_of_both_forms(size, dropout):
+    with torch.device("meta"):
+        net = vgg16(10, size)
+    assert [m.p for m in net.modules() if isinstance(m, nn.Dropout)] == [dropout] * 2

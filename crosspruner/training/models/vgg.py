@@ -111,8 +111,9 @@ def vgg16(
     """VGG16 with batch-norm.
 
     Images above 64 pixels: torchvision's vgg16_bn. Up to 64 pixels: the same convolutions, no
-    averaging, and hidden linear layers of 512 instead of 4096 (the CIFAR form). Every number of FMs
-    and hidden units is multiplied by `width`.
+    averaging, and hidden linear layers of 512 instead of 4096 (the CIFAR form) with dropout 0.2
+    instead of 0.5: with 0.5 it hardly starts to learn from a small set. Every number of FMs and
+    hidden units is multiplied by `width`.
     """
     small = max(image_size) <= LARGEST_SMALL_IMAGE
     return VGG(
@@ -122,7 +123,7 @@ def vgg16(
         image_size,
         in_channels,
         pooled_size=None if small else (7, 7),
-        dropout=0.5,
+        dropout=0.2 if small else 0.5,
     )
 
 
