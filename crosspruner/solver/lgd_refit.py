@@ -24,15 +24,15 @@ from crosspruner.solver.rpp import check_keep, rpp
 STEP = 0.3
 """eta: the share of the present scores in the state."""
 
-FLOPS = 4e11
-"""Operations that the search of one layer may take: some ten seconds on one core."""
+FLOPS = 2e11
+"""Operations that the search of one layer may take: some seconds on one core."""
 
 
 def lgd_rpp_refit(
     problem: RefitProblem,
     keep: int | Tensor,
-    steps: int = 10,
-    relax: float = 0.5,
+    steps: int = 3,
+    relax: float = 1.0,
     restarts: int = 4,
     swaps: bool = True,
     generator: torch.Generator | None = None,
