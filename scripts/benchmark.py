@@ -2,6 +2,8 @@
 
 python scripts/benchmark.py mapping            crossbars and phases of the three mappings, and the
                                                time that planning, packing and simulating take
+python scripts/benchmark.py solver             seconds to choose the masks of VGG16, and how many
+                                               times longer scikit-learn's lasso takes
 """
 
 import resource
@@ -13,9 +15,11 @@ from typing import Any
 
 import click
 import torch
+from sklearn.linear_model import lasso_path
 from torch import nn
 
 from crosspruner.hardware import Plan, plan_model, simulate
+from crosspruner.solver import lgd_rpp
 from crosspruner.training import build_model
 
 
@@ -32,6 +36,12 @@ def mapping(quick: bool) -> None:
     if not quick:
         print(table(COST_COLUMNS, cost_rows()))
         print(table(SIMULATION_COLUMNS, simulation_rows()))
+
+
+@main.command()
+def solver() -> None:
+    """All inner layers of VGG16 at column grain on 256x256, half of the groups removed."""
+    print(table(SOLVER_COLUMNS, solver_rows()))
 
 
 def lenet() -> nn.Module:
@@ -166,6 +176,31 @@ def simulation_rows() -> Iterator[tuple[Any, ...]]:
                 str(dtype).removeprefix("torch."),
                 f"{seconds:.2f}",
             )
+
+
+SOLVER_COLUMNS = ("layer", "problems", "P", "lgd_rpp, s", "lasso, s", "lasso / lgd_rpp")
+
+LASSO_SAMPLE = 16
+"""Problems per layer that scikit-learn solves; its time for all follows by proportion."""
+
+
+def solver_rows() -> Iterator[tuple[Any, ...]]:
+    """Seconds to choose one mask per output on random correlated partial outputs."""
+    plan = plan_model(build_model("vgg16", 10), (3, 32, 32), "256x256", grain="column")
+    totals = [0.0, 0.0]
+    for layer in plan.layers[1:-1]:
+        problems, groups = layer.geometry.out_channels, layer.input_groups
+        generator = torch.Generator().manual_seed(groups)
+        outputs = torch.randn(problems, 2 * groups, groups, generator=generator).double()
+        outputs += torch.randn(problems, 2 * groups, 1, generator=generator)
+        gram = outputs.mT @ outputs
+        _, ours = timed(lgd_rpp, gram, groups // 2)
+        sample = outputs[:LASSO_SAMPLE].numpy()
+        _, theirs = timed(lambda of: [lasso_path(x, x.sum(1)) for x in of], sample)
+        theirs *= problems / len(sample)
+        totals = [totals[0] + ours, totals[1] + theirs]
+        yield layer.name, problems, groups, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.0f}"
+    yield "all", "", "", f"{totals[0]:.1f}", f"{totals[1]:.1f}", f"{totals[1] / totals[0]:.0f}"
 
 
 def count_blocks(plan: Plan) -> int:

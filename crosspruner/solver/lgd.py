@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from crosspruner.errors import SolverError
+from crosspruner.solver.exhaustive import best_of_all, is_small
 from crosspruner.solver.greedy import greedy_elimination
 from crosspruner.solver.rpp import check_keep, keep_first, relaxed_order
 from crosspruner.solver.swap import gram_loss, swap_descent
@@ -46,7 +47,8 @@ def lgd_rpp(
         restarts: starting states per problem, >= 1, solved in one batch. The first starts from
             the groups' own losses, the others at random.
         swaps: polish every restart's best mask, and that of `greedy_elimination`, by pairwise
-            swaps (`swap_descent`). The loss is then never above greedy with swaps.
+            swaps (`swap_descent`). The loss is then never above greedy with swaps. Problems of
+            few masks are solved by trying all of them (`exhaustive`).
         generator: source of all randomness, on the device of `gram`. None: a new one with seed 0,
             so that equal problems get equal masks.
         kicks: after the swaps, leave each local optimum this many times by an RPP draw on the
@@ -71,19 +73,25 @@ def lgd_rpp(
     if generator is None:
         generator = torch.Generator(gram.device).manual_seed(0)
     groups = gram.shape[1]
-    rows = max(1, _CHUNK_ENTRIES // max(1, groups * groups * (restarts + 1)))
     chosen = torch.zeros_like(h, dtype=torch.bool)
-    for start in range(0, len(gram), rows):
-        part = slice(start, start + rows)
-        part_gram, part_linear = gram[part], h[part]
-        masks = _descend(part_gram, part_linear, counts[part], steps, relax, restarts, generator)
+    search = torch.ones_like(counts, dtype=torch.bool)
+    for number in counts.unique().tolist() if swaps else ():
+        if is_small(groups, number):
+            rows = (counts == number).nonzero().squeeze(1)
+            chosen[rows] = best_of_all(gram[rows], h[rows], number)
+            search[rows] = False
+    left = search.nonzero().squeeze(1)
+    chunk = max(1, _CHUNK_ENTRIES // max(1, groups * groups * (restarts + 1)))
+    for rows in left.split(chunk) if len(left) else ():
+        part_gram, part_linear = gram[rows], h[rows]
+        masks = _descend(part_gram, part_linear, counts[rows], steps, relax, restarts, generator)
         if swaps:
             # Greedy's mask runs along, so that no luck of the draw ends above it.
-            extra = greedy_elimination(part_gram, part_linear, counts[part]).unsqueeze(1)
+            extra = greedy_elimination(part_gram, part_linear, counts[rows]).unsqueeze(1)
             masks = torch.cat([masks, extra], dim=1)
             masks = _polish(part_gram, part_linear, masks, relax, kicks, generator)
         best = gram_loss(part_gram, part_linear, masks).argmin(1)
-        chosen[part] = masks[torch.arange(len(masks), device=masks.device), best]
+        chosen[rows] = masks[torch.arange(len(masks), device=masks.device), best]
     return chosen
 
 
@@ -195,8 +203,10 @@ def largest_eigenvalue(gram: Tensor, iterations: int = 50) -> Tensor:
     # The longest column is G times a unit vector, so never orthogonal to the range of G.
     longest = gram.norm(dim=1).argmax(1)
     vector = gram[torch.arange(len(gram), device=gram.device), :, longest].unsqueeze(-1)
+    # Not `normalize`: its floor of 1e-12 would count Gram matrices in small units as zero.
+    tiny = torch.finfo(gram.dtype).tiny
     for _ in range(iterations):
-        vector = gram @ torch.nn.functional.normalize(vector, dim=1)
+        vector = gram @ (vector / vector.norm(dim=1, keepdim=True).clamp(min=tiny))
     return vector.norm(dim=1).squeeze(1)
 
 

@@ -1,4 +1,5 @@
 import itertools
+from unittest import mock
 
 import pytest
 import torch
@@ -75,15 +76,19 @@ def test_by_hand_linear_term_decides():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("groups", "keep"), [(12, 6), (14, 4)])
-def test_finds_the_optimum_of_enumerated_problems(kind, groups, keep):
-    gram = correlated_gram(kind, 10, groups, seed=groups)
+@pytest.mark.parametrize("exhaustive", [True, False])
+def test_finds_the_optimum_of_enumerated_problems(kind, exhaustive, monkeypatch):
+    groups, keep = 14, 6
+    if not exhaustive:
+        monkeypatch.setattr("crosspruner.solver.exhaustive.MAX_MASKS", 0)
+    gram = correlated_gram(kind, 8, groups, seed=groups)
     mask = lgd_rpp(gram, keep, restarts=32)
     assert excess(gram, keep, mask).max() < 1e-7
 
 
 @pytest.mark.slow
-def test_200_enumerated_problems_are_solved_exactly():
+def test_200_enumerated_problems_are_solved_exactly(monkeypatch):
+    monkeypatch.setattr("crosspruner.solver.exhaustive.MAX_MASKS", 0)
     above = torch.cat(
         [
             excess(gram, keep, lgd_rpp(gram, keep, restarts=32))
@@ -143,10 +148,12 @@ def test_relaxation_dense_state_and_swaps_each_help():
 )
 @settings(max_examples=40, deadline=None)
 def test_exactly_keep_for_any_problem(groups, batch, restarts, steps, data):
+    few = data.draw(st.sampled_from([0, 10, 4096]))
     keep = torch.tensor(data.draw(st.lists(st.integers(0, groups), min_size=batch, max_size=batch)))
     seed = data.draw(st.integers(0, 99))
     gram = correlated_gram(data.draw(st.sampled_from(KINDS)), batch, groups, seed)
-    mask = lgd_rpp(gram, keep, steps=steps, restarts=restarts)
+    with mock.patch("crosspruner.solver.exhaustive.MAX_MASKS", few):
+        mask = lgd_rpp(gram, keep, steps=steps, restarts=restarts)
     assert mask.dtype == torch.bool
     assert torch.equal(mask.sum(1), keep)
 
@@ -154,15 +161,15 @@ def test_exactly_keep_for_any_problem(groups, batch, restarts, steps, data):
 @given(seed=st.integers(0, 50), factor=st.sampled_from([2.0**-60, 2.0**-8, 2.0**40]))
 @settings(max_examples=15, deadline=None)
 def test_unit_of_the_gram_does_not_matter(seed, factor):
-    gram = correlated_gram("two common factors", 2, 10, seed)
-    assert torch.equal(lgd_rpp(gram, 5), lgd_rpp(factor * gram, 5))
+    gram = correlated_gram("two common factors", 2, 18, seed)
+    assert torch.equal(lgd_rpp(gram, 9), lgd_rpp(factor * gram, 9))
 
 
 def test_relabelling_groups_relabels_the_mask():
-    gram = correlated_gram("independent", 8, 12, seed=3)
-    order = torch.randperm(12, generator=torch.Generator().manual_seed(0))
-    mask = lgd_rpp(gram, 6, restarts=16)
-    relabelled = lgd_rpp(gram[:, order][:, :, order], 6, restarts=16)
+    gram = correlated_gram("independent", 8, 18, seed=3)
+    order = torch.randperm(18, generator=torch.Generator().manual_seed(0))
+    mask = lgd_rpp(gram, 9, restarts=16)
+    relabelled = lgd_rpp(gram[:, order][:, :, order], 9, restarts=16)
     assert torch.equal(relabelled, mask[:, order])
 
 
@@ -188,6 +195,16 @@ def test_float32_grams_and_dead_groups_are_fine():
 
 def test_no_problems_at_all():
     assert lgd_rpp(torch.zeros(0, 5, 5), 2).shape == (0, 5)
+    assert lgd_rpp(torch.zeros(0, 50, 50), 20).shape == (0, 50)
+
+
+def test_small_and_large_numbers_of_masks_in_one_batch():
+    gram = correlated_gram("independent", 6, 20, seed=2)
+    keep = torch.tensor([1, 10, 19, 20, 0, 9])
+    mask = lgd_rpp(gram, keep)
+    assert torch.equal(mask.sum(1), keep)
+    for row in (0, 2):
+        assert excess(gram[row : row + 1], int(keep[row]), mask[row : row + 1]).item() < 1e-9
 
 
 def test_inputs_are_left_alone():
