@@ -1,4 +1,4 @@
-"""How many crossbars each layer gives: the uniform budget, met on the removable units exactly.
+"""How many crossbars each layer gives: a budget met on the removable units exactly.
 
 The ratio is a fraction of the *model's* compute crossbars. Layers that may not be pruned count all
 the same, so the prunable ones give a little more than the ratio; all of them the same share, as far
@@ -8,12 +8,14 @@ as each can.
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from crosspruner.errors import BudgetError
 from crosspruner.hardware.plan import Plan
 from crosspruner.sparsity import GroupLayout
 
-BUDGETS = ("uniform",)
+BUDGETS = ("uniform", "global", "sensitivity")
+"""One share for all layers; shares by what they cost; as far as the accuracy allows."""
 
 
 def prunable_layers(plan: Plan, grain: str) -> dict[str, GroupLayout]:
@@ -47,42 +49,102 @@ def uniform_budget(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float)
         BudgetError: ratio out of range, nothing prunable, or more asked for than the layers can
             give; the message names the largest feasible ratio and the layers.
     """
+    if not layouts or ratio == 0:
+        check_ratio(plan, layouts, ratio)
+        return {name: layout.blocks for name, layout in layouts.items()}
+    target, (unit, blocks, most) = check_ratio(plan, layouts, ratio), units_of(layouts)
+    removed = settle(_common_share(unit, blocks, most, target), unit, most, target)
+    return dict(zip(layouts, (blocks - removed).tolist(), strict=True))
+
+
+def global_budget(
+    plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float, costs: Mapping[str, Tensor]
+) -> dict[str, int]:
+    """Blocks to keep in each prunable layer so that the removed crossbars cost least in total.
+
+    The dual of the allocation: every layer removes blocks as long as they cost less per crossbar
+    than one multiplier, the same for all layers, set so that the removals reach the target.
+
+    Args:
+        plan, layouts, ratio: as for `uniform_budget`.
+        costs: layer name -> (blocks - fewest_blocks,) rise of the loss with each further block
+            removed, never falling; in one unit for all layers.
+
+    Returns, Raises: as for `uniform_budget`.
+
+    Source: FALCON (Meng et al., AISTATS 2024) relaxes its budget in the same way; crossbars as the
+    price are ours.
+    """
+    if not layouts or ratio == 0:
+        return uniform_budget(plan, layouts, ratio)
+    target, (unit, blocks, most) = check_ratio(plan, layouts, ratio), units_of(layouts)
+    price = torch.cat(
+        [costs[name].double().cpu() / int(u) for name, u in zip(layouts, unit, strict=True)]
+    )
+    layer = torch.arange(len(unit)).repeat_interleave(most)
+    order = torch.argsort(price, stable=True)
+    # The multiplier is the price at which the cheapest removals, taken in order, reach the target.
+    freed = unit[layer[order]].cumsum(0)
+    taken = order[: int((freed <= target).sum())]
+    removed = torch.bincount(layer[taken], minlength=len(unit))
+    removed = settle(removed.double(), unit, most, target)
+    return dict(zip(layouts, (blocks - removed).tolist(), strict=True))
+
+
+def units_of(layouts: Mapping[str, GroupLayout]) -> tuple[Tensor, Tensor, Tensor]:
+    """Per layer (L,) int64: crossbars of a block, blocks, and blocks that may go."""
+    unit = torch.tensor([layout.crossbars_per_block for layout in layouts.values()])
+    blocks = torch.tensor([layout.blocks for layout in layouts.values()])
+    return unit, blocks, blocks - torch.tensor([lay.fewest_blocks for lay in layouts.values()])
+
+
+def check_ratio(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float) -> float:
+    """Crossbars to remove.
+
+    Raises:
+        BudgetError: the layers cannot give that many.
+    """
     if not 0 <= ratio < 1:
         raise BudgetError(f"ratio={ratio} is out of range: give a fraction from 0 to below 1")
     total = plan.compute_crossbars
-    if ratio == 0:
-        return {name: layout.blocks for name, layout in layouts.items()}
-    if not layouts:
+    if ratio > 0 and not layouts:
         raise BudgetError(
             f"ratio={ratio}: no layer of {', '.join(layer.name for layer in plan.layers)} can be "
             "pruned on this crossbar (each has one input group, or is excluded); use smaller "
             "crossbars, a smaller mapping.kin, or change exclude"
         )
-    unit = torch.tensor([layout.crossbars_per_block for layout in layouts.values()])
-    blocks = torch.tensor([layout.blocks for layout in layouts.values()])
-    most = blocks - torch.tensor([layout.fewest_blocks for layout in layouts.values()])
-    target = ratio * total
-    limit = int((most * unit).sum())
+    if ratio == 0:
+        return 0.0
+    unit, _, most = units_of(layouts)
+    target, limit = ratio * total, int((most * unit).sum())
     if target > limit + 0.5 * int(unit.min()):
         raise BudgetError(
             f"ratio={ratio} asks for {target:.0f} of {total} compute crossbars; the prunable "
             f"layers ({', '.join(layouts)}) can give {limit}, for every output keeps one input "
             f"group: the largest feasible ratio is {limit / total:.4f}"
         )
-    removed = _spread(unit, blocks, most, target)
-    return dict(zip(layouts, (blocks - removed).tolist(), strict=True))
+    return target
 
 
-def _spread(
-    unit: torch.Tensor, blocks: torch.Tensor, most: torch.Tensor, target: float
-) -> torch.Tensor:
-    """Blocks to remove per layer: one common share, capped, then rounded to the target."""
+def _common_share(unit: Tensor, blocks: Tensor, most: Tensor, target: float) -> Tensor:
+    """(L,) blocks, with fractions, of one share of every layer, as far as each can give it."""
     low, high = 0.0, 1.0
     for _ in range(60):  # bisection on the share: the sum of capped shares grows with it
         share = (low + high) / 2
         given = torch.minimum(share * blocks.double(), most.double())
         low, high = (share, high) if float((given * unit).sum()) < target else (low, share)
-    wanted = torch.minimum(high * blocks.double(), most.double())
+    return torch.minimum(high * blocks.double(), most.double())
+
+
+def settle(wanted: Tensor, unit: Tensor, most: Tensor, target: float) -> Tensor:
+    """Whole blocks to remove per layer, as near to the target as the units allow.
+
+    Args:
+        wanted: (L,) blocks to remove, with fractions.
+        unit: (L,) crossbars of a block.
+        most: (L,) blocks that may go.
+        target: crossbars to remove.
+    """
     removed = wanted.floor().long()
     # What the floors left over goes to the layers with the coarsest units first, so that the
     # finest ones settle the rest.

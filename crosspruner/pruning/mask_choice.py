@@ -8,14 +8,10 @@ at column grain, the choice is put onto the staircase of packed columns.
 import torch
 from torch import Tensor
 
-from crosspruner.solver import LayerProblem, choose_mask
-from crosspruner.solver.pivot import PivotTable
-from crosspruner.solver.reduce import reduce_problem
-from crosspruner.solver.swap import gram_loss
+from crosspruner.solver import LayerProblem, choose_mask, share_out
+from crosspruner.solver.allocate import rising_costs
+from crosspruner.solver.judge import Judge, judge_of
 from crosspruner.sparsity import GroupLayout, project
-
-# Stand-in problems of this many directions per group rank the columns of refitted layers.
-_RANK = 4
 
 _ROUNDS = 4
 
@@ -53,7 +49,7 @@ def choose_layer_mask(
         return project(problem.norms.sqrt().cpu(), blocks, layout)
     per_block = 1 if layout.grain == "crossbar" else layout.kout
     groups = min(blocks * per_block, layout.units * layout.input_groups)
-    judge = _judge(problem)
+    judge = judge_of(problem)
     keep = share_out(judge.removal_costs(), groups)
     refitted = problem.refit is not None
     mask = choose_mask(problem, keep, solver, generator, refit=refitted)
@@ -62,25 +58,29 @@ def choose_layer_mask(
     return _onto_staircase(judge, mask, blocks, layout)
 
 
-def share_out(costs: Tensor, groups: int) -> Tensor:
-    """How many groups each row keeps so that the removals cost least in total.
+@torch.no_grad()
+def removal_curve(problem: LayerProblem, layout: GroupLayout) -> Tensor:
+    """What a layer's blocks cost, the cheapest first.
 
     Args:
-        costs: (U, P - 1) rise of the loss with each further removal.
-        groups: to keep in all, U..U * P.
+        problem: of the layer, one row per unit.
+        layout: the layer's groups.
 
     Returns:
-        (U,) int64, 1..P each, sum `groups`.
+        (blocks - fewest_blocks,) float64, never falling: rise of the loss with each further block
+        removed. At column grain a block is Kout columns, the next cheapest ones.
     """
-    units, removals = costs.shape
-    # A removal is open only after the ones before it, so none may look cheaper than they.
-    rising = costs.cummax(1).values
-    order = torch.argsort(rising.flatten(), stable=True)[: units * (removals + 1) - groups]
-    removed = torch.bincount(order // removals, minlength=units)
-    return removals + 1 - removed
+    rising = rising_costs(judge_of(problem).removal_costs()).flatten().sort().values
+    blocks = layout.blocks - layout.fewest_blocks
+    if layout.grain == "crossbar" or not blocks:
+        return rising[:blocks]
+    # A last output group of fewer than Kout outputs makes less columns than blocks * Kout.
+    missing = max(0, blocks * layout.kout - len(rising))
+    rising = torch.cat([rising, rising[-1:].expand(missing)])
+    return rising[: blocks * layout.kout].view(blocks, layout.kout).sum(1)
 
 
-def _onto_staircase(judge: "_Judge", mask: Tensor, blocks: int, layout: GroupLayout) -> Tensor:
+def _onto_staircase(judge: Judge, mask: Tensor, blocks: int, layout: GroupLayout) -> Tensor:
     """The mask on the budget that keeps most of what its columns are worth.
 
     Each projection changes what the columns are worth to each other, so they are ranked anew a few
@@ -94,64 +94,3 @@ def _onto_staircase(judge: "_Judge", mask: Tensor, blocks: int, layout: GroupLay
             break
         best, least = mask.cpu(), loss
     return best
-
-
-class _Judge:
-    """What groups are worth while the weights stay as they are."""
-
-    def __init__(self, problem: LayerProblem) -> None:
-        self.gram, self.linear = problem.gram, problem.linear
-        self.own = self.gram.diagonal(dim1=1, dim2=2)
-
-    def removal_costs(self) -> Tensor:
-        """(U, P - 1) cost of each removal when the cheapest group goes first."""
-        mask = torch.ones_like(self.linear, dtype=torch.bool)
-        residual = self.gram.sum(2) - self.linear
-        row = torch.arange(len(mask), device=mask.device)
-        costs = []
-        for _ in range(mask.shape[1] - 1):
-            cost, group = (self.own - 2 * residual).masked_fill(~mask, torch.inf).min(1)
-            costs.append(cost)
-            mask[row, group] = False
-            residual = residual - self.gram[row, group]
-        return torch.stack(costs, 1)
-
-    def worth(self, mask: Tensor) -> Tensor:
-        """(U, P) rise of the loss without each kept group, its fall with each pruned one."""
-        slope = 2 * ((self.gram @ mask.to(self.gram).unsqueeze(2)).squeeze(2) - self.linear)
-        return torch.where(mask, self.own - slope, -self.own - slope)
-
-    def loss(self, mask: Tensor) -> Tensor:
-        """(U,) loss of a mask, up to a constant."""
-        return gram_loss(self.gram, self.linear, mask)
-
-
-class _RefitJudge(_Judge):
-    """What groups are worth when the weights are refitted, on a stand-in of few directions."""
-
-    def __init__(self, problem: LayerProblem) -> None:
-        assert problem.refit is not None
-        whole = problem.refit
-        rank = max(_RANK, 2 * whole.target.shape[2])
-        self.problem = whole if rank >= whole.group_size else reduce_problem(whole, rank)
-        self.table = PivotTable(self.problem)
-
-    def removal_costs(self) -> Tensor:
-        costs = []
-        for _ in range(self.problem.num_groups - 1):
-            before = self.table.loss.clone()
-            self.table.eliminate(self.table.mask.sum(1) - 1)
-            costs.append(self.table.loss - before)
-        return torch.stack(costs, 1)
-
-    def worth(self, mask: Tensor) -> Tensor:
-        self.table.move_to(mask)
-        return self.table.scores()
-
-    def loss(self, mask: Tensor) -> Tensor:
-        self.table.move_to(mask)
-        return self.table.loss
-
-
-def _judge(problem: LayerProblem) -> _Judge:
-    return _Judge(problem) if problem.refit is None else _RefitJudge(problem)

@@ -10,6 +10,7 @@ over the byte limit is cut into runs of input groups without correlation between
 groups and runs together are called bands: B = G * runs matrices of d rows each.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +19,7 @@ from torch.nn import functional as F
 
 from crosspruner.errors import DataError
 from crosspruner.hardware.trace import conv_padding
+from crosspruner.pruning.targets import Targets, as_maps
 from crosspruner.sparsity import GroupLayout
 
 MAX_BYTES = 2**30
@@ -165,7 +167,7 @@ class MomentSums:
         self.generator = generator or torch.Generator().manual_seed(0)
         weight = module.weight
         assert isinstance(weight, Tensor)
-        width = layout.kin * _fm_shape(weight)[1]
+        self.width = width = layout.kin * _fm_shape(weight)[1]
         per_run = max(1, int((max_bytes / 8 / layout.conv_groups) ** 0.5) // width)
         self.runs = -(-layout.input_groups // per_run)
         self.placed_groups = self.runs * -(-layout.input_groups // self.runs)
@@ -182,35 +184,28 @@ class MomentSums:
         }
 
     @torch.no_grad()
-    def update(self, inputs: Tensor, targets: Tensor) -> None:
+    def update(self, inputs: Tensor, targets: Tensor | Targets) -> None:
         """Take in one batch.
 
         Args:
-            inputs: the layer's input, (B, Cin, H, W) or (B, ..., Cin), of the pruned network.
-            targets: the layer's output without bias on the same images, of the dense network.
+            inputs: the layer's input, (N, Cin, H, W) or (N, ..., Cin), of the pruned network.
+            targets: the layer's output on the same images, of the dense network: `Targets`, or the
+                whole output without bias, of which `positions` are drawn here.
         """
-        if isinstance(self.module, nn.Conv2d):
-            if inputs.dim() == 3:
-                inputs, targets = inputs.unsqueeze(0), targets.unsqueeze(0)
-            inputs = pad_input(self.module, inputs, targets.shape[-2:])
-            entries = self.placed_groups * self.layout.kin * self.layout.conv_groups
-            entries *= targets.shape[-2:].numel() * _fm_shape(self.module.weight)[1]
-        else:
-            # A vector is an image of one pixel.
-            inputs = inputs.reshape(-1, inputs.shape[-1], 1, 1)
-            targets = targets.reshape(-1, targets.shape[-1], 1, 1)
-            entries = self.placed_groups * self.layout.kin
+        module = self.module
+        if isinstance(targets, Tensor):
+            targets = Targets.draw(module, targets, self.positions, self.generator, biased=False)
+        inputs = as_maps(module, inputs)
+        entries = self.placed_groups * self.layout.kin * self.layout.conv_groups
+        if isinstance(module, nn.Conv2d):
+            inputs = pad_input(module, inputs, targets.size)
+        entries *= targets.size[0] * targets.size[1] * (self.width // self.layout.kin)
         chunk = max(1, _CHUNK_ENTRIES // max(1, entries))
-        chosen = self._draw(targets.shape[-2:].numel()).to(inputs.device)
-        for x, y in zip(inputs.split(chunk), targets.split(chunk), strict=True):
-            self._add(x, y, chosen)
+        positions = targets.positions.to(inputs.device)
+        for x, y in zip(inputs.split(chunk), targets.values.split(chunk), strict=True):
+            self._add(x, y, positions)
 
-    def _draw(self, available: int) -> Tensor:
-        if self.positions is None or self.positions >= available:
-            return torch.arange(available)
-        return torch.randperm(available, generator=self.generator)[: self.positions]
-
-    def _add(self, x: Tensor, y: Tensor, chosen: Tensor) -> None:
+    def _add(self, x: Tensor, y: Tensor, positions: Tensor) -> None:
         layout = self.layout
         dtype = torch.promote_types(x.dtype, torch.float32)
         x = x.to(dtype).reshape(len(x), layout.conv_groups, layout.fan_in, *x.shape[2:])
@@ -220,9 +215,9 @@ class MomentSums:
             x = F.unfold(x, module.kernel_size, module.dilation, 0, module.stride)
         else:
             x = x.flatten(2)
-        y = y.to(dtype).flatten(2)
-        if len(chosen) < x.shape[2]:
-            x, y = x[:, :, chosen], y[:, :, chosen]
+        y = y.to(dtype)
+        if len(positions) < x.shape[2]:
+            x = x[:, :, positions]
         bands = len(self.sums["second"])
         x = x.unflatten(1, (bands, -1)).permute(1, 2, 0, 3).flatten(2)  # (B, d, n)
         y = y.unflatten(1, (layout.conv_groups, -1)).permute(1, 2, 0, 3).flatten(2)
@@ -257,7 +252,7 @@ class MomentSums:
         return Moments(**means, samples=samples, layout=self.layout)
 
 
-def pad_input(module: nn.Conv2d, inputs: Tensor, out_size: torch.Size) -> Tensor:
+def pad_input(module: nn.Conv2d, inputs: Tensor, out_size: Sequence[int]) -> Tensor:
     """The input with the padding that gives outputs of `out_size`, in the module's own mode."""
     (top, bottom), (left, right) = conv_padding(module)
     geometry = zip(

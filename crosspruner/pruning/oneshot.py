@@ -12,9 +12,18 @@ from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError, ModelError, SolverError
 from crosspruner.hardware import Crossbar, MappingSpec, Plan, plan_model
-from crosspruner.pruning.budget import BUDGETS, prunable_layers, uniform_budget
+from crosspruner.pruning.budget import (
+    BUDGETS,
+    check_ratio,
+    global_budget,
+    prunable_layers,
+    uniform_budget,
+)
 from crosspruner.pruning.calibration import read_batches
-from crosspruner.pruning.layerwise import REORDERS, LayerwiseSettings, prune_layers
+from crosspruner.pruning.cost_curves import cost_curves
+from crosspruner.pruning.layer_pruner import REORDERS, LayerwiseSettings
+from crosspruner.pruning.layerwise import prune_layers, users_of
+from crosspruner.pruning.output_weights import output_weights
 from crosspruner.pruning.saving import save_pruned
 from crosspruner.solver import SOLVERS
 
@@ -122,13 +131,20 @@ def prune(
     )
     plan = plan_model(model, shape, crossbar, spec, grain, include, exclude)
     layouts = prunable_layers(plan, grain)
-    blocks = uniform_budget(plan, layouts, ratio)
+    check_ratio(plan, layouts, ratio)
 
     network, dense = _copy(model), _copy(model)
     settings = LayerwiseSettings(solver, reorder, refit)
     generator = torch.Generator().manual_seed(seed)
     with _evaluation(network), _evaluation(dense):
-        pruned = prune_layers(network, dense, plan, layouts, blocks, batches, settings, generator)
+        weights = output_weights(dense, users_of(plan, layouts), batches, generator)
+        blocks = uniform_budget(plan, layouts, ratio)
+        if budget == "global":
+            costs = cost_curves(dense, plan, layouts, batches, weights, settings, generator)
+            blocks = global_budget(plan, layouts, ratio, costs)
+        pruned = prune_layers(
+            network, dense, plan, layouts, blocks, batches, weights, settings, generator
+        )
     packed = plan.pruned(pruned.masks, grain, pruned.orders)
     return PruneResult(network, packed, plan, pruned.masks, pruned.errors)
 

@@ -19,10 +19,13 @@ from torch import Tensor
 from crosspruner.errors import ConfigError
 from crosspruner.pruning.curvature import RunningMoment, saliency
 from crosspruner.pruning.masked_layer import MaskedLayer
+from crosspruner.solver import SOLVERS
 from crosspruner.solver.rpp import relaxed_scores
 from crosspruner.sparsity import GroupLayout, project
 
 STEP_SOLVERS = ("lgd_rpp", "magnitude", "taylor", "random")
+"""Those that work while training; the others need a layer's moments at rest."""
+ALL_SOLVERS = (*STEP_SOLVERS, *(name for name in SOLVERS if name not in STEP_SOLVERS))
 OBJECTIVES = ("reconstruction", "loss")
 
 
@@ -31,7 +34,7 @@ class StepSettings:
     """How the state of a layer moves.
 
     Args:
-        name: of the solver, one of STEP_SOLVERS.
+        name: of the solver, one of ALL_SOLVERS (those not in STEP_SOLVERS layer by layer only).
         objective: one of OBJECTIVES; lgd_rpp only.
         step_size: LGD step eta in (0, 1]: the share of the way to the target that d moves a step.
         smoothing: share of the old value that the smoothed task gradient keeps, in [0, 1).
@@ -55,13 +58,11 @@ class StepSettings:
 
     def __post_init__(self) -> None:
         for key, value, choices in (
-            ("solver", self.name, STEP_SOLVERS),
+            ("solver", self.name, ALL_SOLVERS),
             ("objective", self.objective, OBJECTIVES),
         ):
             if value not in choices:
-                raise ConfigError(
-                    f"{key}={value!r} is unknown while training: use one of {', '.join(choices)}"
-                )
+                raise ConfigError(f"{key}={value!r} is unknown: use one of {', '.join(choices)}")
         if not 0 < self.step_size <= 1 or not 0 <= self.smoothing < 1 or self.damping <= 0:
             raise ConfigError(
                 f"step_size={self.step_size} must lie in (0, 1], smoothing={self.smoothing} in "

@@ -13,6 +13,9 @@ from crosspruner.errors import ModelError
 Notice = Callable[[nn.Module, Tensor, Tensor], None]
 """(module, input, output) of one call of a watched module."""
 
+Visit = Callable[["Stop", nn.Module, Tensor], None]
+"""(stop, module, its input or output) of one call."""
+
 
 @dataclass
 class Stop:
@@ -26,6 +29,10 @@ class Stop:
     """How often they run in one forward pass."""
     norm: str | None = None
     """Batch norm that reads this layer's output as it is."""
+    entries: int = 0
+    """Numbers in its input or its output, whichever are more, per image."""
+    output_entries: int = 0
+    """Numbers in its output, per image."""
 
     @property
     def is_norm(self) -> bool:
@@ -59,6 +66,8 @@ def stops(network: nn.Module, images: Tensor, layers: Mapping[str, Iterable[str]
 
     def note(stop: Stop, value: Any, output: Any) -> None:
         found.setdefault(stop.name, stop).calls += 1
+        stop.output_entries = max(stop.output_entries, output.numel() // len(images))
+        stop.entries = max(stop.entries, stop.output_entries, value.numel() // len(images))
         if stop.is_norm and previous and previous[-1][1] is value:
             previous[-1][0].norm = stop.name
         previous[:] = [(stop, output)]
@@ -73,16 +82,26 @@ def stops(network: nn.Module, images: Tensor, layers: Mapping[str, Iterable[str]
     ]
     try:
         with torch.no_grad():
-            network(images)
+            forward(network, images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return list(found.values())
+
+
+def forward(network: nn.Module, images: Tensor) -> Any:
+    """What a network puts out.
+
+    Raises:
+        ModelError: it does not run on the images.
+    """
+    try:
+        return network(images)
     except Exception as error:
         raise ModelError(
             f"{type(network).__name__} cannot run on calibration images of shape "
             f"{tuple(images.shape)}: {type(error).__name__}: {error}"
         ) from error
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(found.values())
 
 
 @torch.no_grad()
@@ -109,6 +128,45 @@ def run_to(network: nn.Module, images: Tensor, stop: Stop, notice: Notice) -> No
         network(images)
     except _Reached:
         pass
+    finally:
+        for handle in hooks:
+            handle.remove()
+
+
+@torch.no_grad()
+def run_through(
+    network: nn.Module,
+    images: Tensor,
+    places: Iterable[Stop],
+    before: Visit | None = None,
+    after: Visit | None = None,
+) -> None:
+    """Run a network once and look in at every stop on the way.
+
+    Args:
+        network: in evaluation mode; the stops belong to it.
+        images: one batch.
+        places: where to look.
+        before: called with the input of each stop before it runs; it may change the module, which
+            then runs as changed.
+        after: called with the output of each stop.
+    """
+    hooks = []
+    for stop in places:
+        for module in stop.modules:
+            if before is not None:
+                hooks.append(
+                    module.register_forward_pre_hook(
+                        lambda m, args, kwargs, at=stop: before(at, m, _first(args, kwargs)),
+                        with_kwargs=True,
+                    )
+                )
+            if after is not None:
+                hooks.append(
+                    module.register_forward_hook(lambda m, _, out, at=stop: after(at, m, out))
+                )
+    try:
+        network(images)
     finally:
         for handle in hooks:
             handle.remove()

@@ -3,8 +3,7 @@
 moments -> LayerProblem -> choose_mask (a solver by name) -> mask (B, P)
 """
 
-from crosspruner.solver.allocate import allocate as allocate
-from crosspruner.solver.allocate import loss_path as loss_path
+from crosspruner.solver.allocate import share_out as share_out
 from crosspruner.solver.lgd import lgd_rpp as lgd_rpp
 from crosspruner.solver.lgd_refit import lgd_rpp_refit as lgd_rpp_refit
 from crosspruner.solver.obs import obs_group as obs_group

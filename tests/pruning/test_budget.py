@@ -8,7 +8,13 @@ from torch import nn
 
 from crosspruner.errors import BudgetError
 from crosspruner.hardware import plan_model
-from crosspruner.pruning.budget import _spread, prunable_layers, uniform_budget
+from crosspruner.pruning.budget import (
+    _common_share,
+    global_budget,
+    prunable_layers,
+    settle,
+    uniform_budget,
+)
 from crosspruner.training import build_model
 
 
@@ -54,7 +60,7 @@ def test_the_sum_is_within_half_of_the_smallest_unit_where_it_has_blocks_to_spar
     most = blocks - 2
     # Away from the ends, so that the finest layer has room for what the others leave over.
     target = data.draw(st.floats(0.2, 0.8)) * float((blocks * unit).sum())
-    removed = _spread(unit, blocks, most, target)
+    removed = settle(_common_share(unit, blocks, most, target), unit, most, target)
     assert ((removed >= 0) & (removed <= most)).all()
     assert abs(float((removed * unit).sum()) - target) <= 0.5 * int(unit.min()) + 1e-6
     share = removed / blocks
@@ -78,3 +84,65 @@ def test_real_networks_meet_every_ratio_to_a_fiftieth(name, crossbar):
                 for name, layout in layouts.items()
             )
             assert abs(removed / plan.compute_crossbars - ratio) < 0.02
+
+
+def two_prunable_layers(last: int = 8) -> nn.Sequential:
+    """Layers 1 and 2 may be pruned, of 16 and 2 * last blocks on 2x2 crossbars."""
+    return nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, last), nn.Linear(last, 2))
+
+
+def test_the_global_budget_takes_the_cheapest_removals_by_hand():
+    plan = plan_model(two_prunable_layers(4), (8,), "2x2")  # 16 + 16 + 8 + 2 crossbars
+    layouts = prunable_layers(plan, "crossbar")
+    # Twelve and six removals: the second layer's first three cost less than any of the first's.
+    costs = {"1": torch.arange(4.0, 16.0), "2": torch.tensor([1.0, 2.0, 3.0, 6.5, 9.5, 20.0])}
+    assert global_budget(plan, layouts, 4 / 42, costs) == {"1": 15, "2": 5}  # 1 2 3 | 4
+    assert global_budget(plan, layouts, 6 / 42, costs) == {"1": 13, "2": 5}  # 1 2 3 | 4 5 6
+    assert global_budget(plan, layouts, 7 / 42, costs) == {"1": 13, "2": 4}  # ... | 6.5
+    assert global_budget(plan, layouts, 0.0, costs) == {"1": 16, "2": 8}
+
+
+def test_the_global_budget_goes_by_the_price_of_a_crossbar():
+    # Two crossbars a block in the convolution (kernel of 9 on 8 rows), one in the linear layer.
+    net = nn.Sequential(
+        nn.Conv2d(2, 8, 1), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 2)
+    )
+    plan = plan_model(net, (2, 3, 3), "8x2", "folded", exclude=["0", "4"])
+    layouts = prunable_layers(plan, "crossbar")
+    assert {name: layout.crossbars_per_block for name, layout in layouts.items()} == {"1": 2}
+    plan = plan_model(net, (2, 3, 3), "2x2", "folded", exclude=["0", "4"])
+    layouts = prunable_layers(plan, "crossbar")
+    unit = {name: layout.crossbars_per_block for name, layout in layouts.items()}
+    assert unit == {"1": 5, "3": 1}
+    most = {name: layout.blocks - layout.fewest_blocks for name, layout in layouts.items()}
+    # Dearer by the block, cheaper by the crossbar: the convolution goes first.
+    costs = {"1": torch.full((most["1"],), 4.0), "3": torch.full((most["3"],), 1.0)}
+    kept = global_budget(plan, layouts, 15 / plan.compute_crossbars, costs)
+    assert kept == {"1": layouts["1"].blocks - 3, "3": layouts["3"].blocks}
+
+
+@given(st.data())
+def test_no_exchange_of_equal_crossbars_lowers_the_cost_of_a_global_budget(data):
+    plan = plan_model(two_prunable_layers(), (8,), "2x2")
+    layouts = prunable_layers(plan, "crossbar")
+    costs = {
+        name: torch.tensor(
+            data.draw(
+                st.lists(st.floats(0, 9), min_size=layout.blocks - 4, max_size=layout.blocks - 4)
+            )
+        )
+        .sort()
+        .values
+        for name, layout in layouts.items()
+    }
+    gone = data.draw(st.integers(0, 24))
+    kept = global_budget(plan, layouts, gone / plan.compute_crossbars, costs)
+    removed = {name: layout.blocks - kept[name] for name, layout in layouts.items()}
+    assert sum(removed.values()) == gone
+    spent = {name: torch.cat([torch.zeros(1), costs[name].cumsum(0)]) for name in costs}
+    total = sum(float(spent[name][n]) for name, n in removed.items())
+    best = min(
+        float(spent["1"][n] + spent["2"][gone - n])
+        for n in range(max(0, gone - 12), min(12, gone) + 1)
+    )
+    assert total == pytest.approx(best, abs=1e-4)

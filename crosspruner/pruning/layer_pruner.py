@@ -1,0 +1,176 @@
+"""One layer of the layer-wise procedure: choose its mask, refit what survives, write both."""
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from crosspruner.errors import ModelError
+from crosspruner.pruning.layer_problem import layer_problem
+from crosspruner.pruning.mask_choice import choose_layer_mask
+from crosspruner.pruning.moments import MAX_BYTES, Moments, MomentSums
+from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
+from crosspruner.pruning.targets import Targets
+from crosspruner.pruning.walk import Stop
+from crosspruner.sparsity import GroupLayout
+
+log = logging.getLogger(__name__)
+
+REORDERS = ("none", "importance")
+
+Samples = Callable[[], Iterable[tuple[Tensor, Targets]]]
+"""The layer's inputs in the pruned network and its outputs in the dense one, batch by batch; every
+call gives the same ones."""
+
+
+@dataclass(frozen=True)
+class LayerwiseSettings:
+    """How each layer is pruned.
+
+    Args:
+        solver: a name in `solver.SOLVERS`.
+        reorder: one of REORDERS.
+        refit: whether surviving weights are refitted.
+        damping: of the refit, a share of the mean input energy, > 0.
+        positions: output positions per image that enter the moments; None = all.
+        max_bytes: largest second moment kept whole.
+    """
+
+    solver: str = "lgd_rpp"
+    reorder: str = "none"
+    refit: bool = True
+    damping: float = 0.01
+    positions: int | None = 128
+    max_bytes: int = MAX_BYTES
+
+    @property
+    def foresees_refit(self) -> bool:
+        """Whether masks are chosen for refitted weights."""
+        return self.refit or self.solver == "obs_group"
+
+
+@dataclass
+class Pruned:
+    """What the walk decided."""
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    """Layer name -> (U, P) bool, on the CPU."""
+    orders: dict[str, Tensor] = field(default_factory=dict)
+    """Layer name -> (G, Cin / G) input order, of reordered layers."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Layer name -> error of its outputs relative to their energy (variance where a bias or a batch
+    norm takes up the mean), each output weighed."""
+
+
+def prune_layer(
+    stop: Stop,
+    layout: GroupLayout,
+    blocks: int,
+    samples: Samples,
+    weights: Tensor | None,
+    settings: LayerwiseSettings,
+    generator: torch.Generator,
+    result: Pruned,
+) -> None:
+    """Choose the mask of one layer and refit its weights, in place.
+
+    Args:
+        stop: the layer in the network to prune; several modules if they share the weight.
+        layout: its groups.
+        blocks: blocks to keep.
+        samples: calibration data.
+        weights: (Cout,) what a squared error of each output weighs; None = all alike.
+        settings: how.
+        generator: source of all randomness, on the CPU.
+        result: takes the mask, the order and the error.
+    """
+    module, name = stop.modules[0], layout.name
+    weight, bias = parameters(module, name)
+    moves_bias = settings.refit and bias is not None and len(stop.modules) == 1
+    raw = collect(module, layout, samples, settings, generator)
+    centre = takes_up_means(stop, settings)
+    moments = raw.centred() if centre else raw
+    if settings.reorder == "importance":
+        order = moments.importance(weight).argsort(dim=1, descending=True, stable=True)
+        result.orders[name] = order.cpu()
+        layout = replace(layout, input_order=order.cpu())
+        cut = raw.runs > 1  # other groups would stand in each run: look once more
+        raw = (
+            collect(module, layout, samples, settings, generator)
+            if cut
+            else raw.reordered(order.cpu())
+        )
+        moments = raw.centred() if centre else raw
+
+    scale = None if weights is None else weights.sqrt()
+    problem = layer_problem(moments, weight, scale, settings.damping, settings.foresees_refit)
+    # obs_group has no other form; on layers of several bands greedy elimination stands in for it.
+    several_bands = settings.solver == "obs_group" and problem.refit is None
+    solver = "greedy" if several_bands else settings.solver
+    mask = choose_layer_mask(problem, blocks, layout, solver, generator)
+    fixed = torch.where(layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
+    new = refit(moments, weight, mask, settings.damping) if settings.refit else fixed
+    result.masks[name] = mask
+    result.errors[name] = relative_error(moments, new, weights)
+    log.info(
+        "%s: %d of %d blocks kept, output error %.4f (%.4f before the refit), %d samples",
+        *(name, blocks, layout.blocks, result.errors[name]),
+        *(relative_error(moments, fixed, weights), moments.samples),
+    )
+    if moves_bias:
+        assert bias is not None
+        bias.copy_(dense_bias(bias, raw, new))
+    weight.copy_(new)
+
+
+def collect(
+    module: nn.Module,
+    layout: GroupLayout,
+    samples: Samples,
+    settings: LayerwiseSettings,
+    generator: torch.Generator,
+) -> Moments:
+    """The moments of a layer over all samples, not centred."""
+    sums = MomentSums(module, layout, settings.max_bytes, settings.positions, generator)
+    for inputs, targets in samples():
+        sums.update(inputs, targets)
+    return sums.average()
+
+
+def takes_up_means(stop: Stop, settings: LayerwiseSettings) -> bool:
+    """Whether a batch norm or a bias takes up any shift, so that only variation counts."""
+    moves_bias = settings.refit and stop.modules[0].bias is not None and len(stop.modules) == 1
+    return stop.norm is not None or moves_bias
+
+
+def dense_bias(bias: Tensor, raw: Moments, weight: Tensor) -> Tensor:
+    """The bias that gives a layer with new weights the mean output of the dense one."""
+    return bias + (raw.mean_out.flatten() - mean_output(raw, weight)).to(bias)
+
+
+def parameters(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
+    """Weight and bias of a layer.
+
+    Raises:
+        ModelError: the weight is no plain parameter, or not finite.
+    """
+    if module._parameters.get("weight") is None:
+        raise ModelError(
+            f"layer {name} computes its weight anew in each pass ({type(module).__name__}): remove "
+            "the parametrization first, or exclude the layer"
+        )
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if not bool(weight.isfinite().all()):
+        raise ModelError(f"layer {name} has NaN or Inf in its weight: give a network that works")
+    return weight, module._parameters.get("bias")
+
+
+def relative_error(moments: Moments, weight: Tensor, weights: Tensor | None = None) -> float:
+    """Squared error of a layer's outputs over their energy, each output weighed by `weights`."""
+    error, energy = reconstruction_error(moments, weight), moments.energy.flatten()
+    if weights is not None:
+        error, energy = error * weights, energy * weights
+    return float(error.sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny))

@@ -1,0 +1,94 @@
+"""What the dense network puts out at drawn positions: what the pruned layers are fitted to."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from crosspruner.pruning.walk import Stop, run_through
+
+# Images that share a draw of positions: few, so that all positions are seen.
+_SHARED_BY = 64
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Outputs of one layer, without bias, at some of its positions."""
+
+    values: Tensor
+    """(N, Cout, n) for N samples along the first axis of the layer's output."""
+    positions: Tensor
+    """(n,) int64, places in the flattened output map (or sequence)."""
+    size: tuple[int, int]
+    """Height and width of that map; (length, 1) for linear layers."""
+
+    @classmethod
+    def draw(
+        cls,
+        module: nn.Module,
+        output: Tensor,
+        positions: int | None = None,
+        generator: torch.Generator | None = None,
+        biased: bool = True,
+    ) -> "Targets":
+        """Keep a layer's output at positions drawn without replacement.
+
+        Args:
+            module: the layer, a Conv2d or Linear.
+            output: what it put out, (N, Cout, H, W) or (N, ..., Cout).
+            positions: how many to draw; None, or more than there are, takes all.
+            generator: CPU generator of the draw.
+            biased: whether `output` holds the bias, which is then subtracted.
+        """
+        maps = as_maps(module, output)
+        size = (maps.shape[2], maps.shape[3])
+        available = size[0] * size[1]
+        chosen = torch.arange(available)
+        if positions is not None and positions < available:
+            chosen = torch.randperm(available, generator=generator)[:positions]
+        values = maps.flatten(2)
+        if len(chosen) < available:
+            values = values[:, :, chosen.to(values.device)]
+        bias = module.bias
+        if biased and isinstance(bias, Tensor):
+            values = values - bias.view(-1, 1)
+        else:
+            values = values.clone()  # what comes behind the layer may overwrite its output
+        return cls(values, chosen, size)
+
+
+def as_maps(module: nn.Module, values: Tensor) -> Tensor:
+    """A layer's input or output as (N, C, H, W); a sequence of tokens is a map of one column."""
+    if isinstance(module, nn.Conv2d):
+        return values if values.dim() == 4 else values.unsqueeze(0)
+    if values.dim() == 1:
+        values = values.unsqueeze(0)
+    return values.reshape(len(values), -1, values.shape[-1]).transpose(1, 2).unsqueeze(3)
+
+
+@torch.no_grad()
+def dense_targets(
+    dense: nn.Module,
+    images: Tensor,
+    places: Sequence[Stop],
+    positions: int | None,
+    generator: torch.Generator,
+) -> dict[str, list[Targets]]:
+    """The outputs of several layers in one pass, in parts of `_SHARED_BY` samples.
+
+    Args:
+        dense: the network, in evaluation mode.
+        images: all calibration images, (N, ...).
+        places: its layers; batch norms among them are passed over.
+        positions: to draw per image.
+        generator: CPU generator of the draws.
+    """
+    found: dict[str, list[Targets]] = {}
+
+    def note(stop: Stop, module: nn.Module, output: Tensor) -> None:
+        parts = output.split(_SHARED_BY)
+        found[stop.name] = [Targets.draw(module, p, positions, generator) for p in parts]
+
+    run_through(dense, images, [p for p in places if not p.is_norm], after=note)
+    return found
