@@ -2,10 +2,13 @@
 
 import os
 import sys
+import warnings
 
 import hydra
 from omegaconf import DictConfig
 
+# conf/hydra/ has launchers and a sweeper of the names of hydra's own
+warnings.filterwarnings("ignore", r"\s*'hydra/.*is validated against ConfigStore schema")
 TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 
@@ -24,5 +27,5 @@ if __name__ == "__main__":
     except (Exception, KeyboardInterrupt) as error:
         if TRACEBACK:
             raise
-        text = " ".join(str(error).split("Config search path")[0].split())
-        sys.exit(f"error: {text or type(error).__name__}")
+        text = " ".join(str(error).split("Config search path")[0].split()) or type(error).__name__
+        sys.exit(f"error: {text}")

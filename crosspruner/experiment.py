@@ -22,12 +22,22 @@ from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
 from pytorch_lightning.loggers import Logger, WandbLogger
-from pytorch_lightning.utilities import rank_zero_only
 from safetensors.torch import load_file
+from torch import nn
 
 from crosspruner.config import RunSettings, run_settings
 from crosspruner.errors import ConfigError, CrossprunerError
 from crosspruner.hardware import Plan
+from crosspruner.job import (
+    has_console,
+    is_first_process,
+    join_processes,
+    own_folder,
+    process_left_as_found,
+    quieten_worker,
+    recorded,
+    share_cores,
+)
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.snapshot import DenseSnapshot
 from crosspruner.reporting.config_tree import config_tree
@@ -47,14 +57,21 @@ log = logging.getLogger(__name__)
 def run_or_stop(config: DictConfig, traceback: bool) -> float:
     """`run` for the command line: a failing single run ends with one line on stderr.
 
+    A job of a sweep that fails leaves its message in its folder and its log, and returns NaN: the
+    others go on, whatever the launcher, and the end of the sweep tells of all that failed.
+
     Args:
         config: what hydra composed.
-        traceback: raise instead. Jobs of a sweep always raise: the sweep goes on with the others.
+        traceback: raise instead; in a sweep, show the traceback.
     """
     try:
         return run(config)
     except Exception as error:
-        if traceback or HydraConfig.get().mode is RunMode.MULTIRUN:
+        if is_sweep() and (Path(config.paths.output_dir) / "FAILED").exists():
+            if traceback:
+                log.exception("%s failed", config.paths.output_dir)
+            return math.nan
+        if traceback or is_sweep():
             raise
         text = " ".join(str(error).split()) or type(error).__name__
         sys.exit(f"error: {text}")
@@ -74,34 +91,36 @@ def run(config: DictConfig) -> float:
             `FAILED`, the last checkpoint and the metrics so far.
     """
     folder = Path(config.paths.output_dir)
-    if (folder / "DONE").exists():
-        log.info("%s is done: nothing to do", folder)
-        return float(json.loads((folder / "summary.json").read_text())["accuracy"])
-    with _recorded(folder):
-        accuracy = _run(config, run_settings(config), folder)
-    if getattr(rank_zero_only, "rank", 0) == 0:
-        log.info("report: %s", write_run_report(folder))
+    join_processes()
+    quieten_worker()
+    with own_folder(folder), process_left_as_found():
+        if (folder / "DONE").exists():
+            log.info("%s is done: nothing to do", folder)
+            return float(json.loads((folder / "summary.json").read_text())["accuracy"])
+        with recorded(folder):
+            accuracy = _run(config, run_settings(config), folder)
+        if is_first_process():
+            log.info("report: %s", write_run_report(folder))
     return accuracy
+
+
+def is_sweep() -> bool:
+    """Whether this is a job of a sweep."""
+    return HydraConfig.get().mode is RunMode.MULTIRUN
 
 
 def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     started = time.monotonic()
+    if is_sweep() and "LocalLauncher" in HydraConfig.get().launcher._target_:
+        hydra = HydraConfig.get()
+        share_cores((hydra.sweeper.get("max_batch_size") or 1) * hydra.launcher.tasks_per_node)
     (folder / "config_tree.txt").write_text(config_tree(config))
-    _quieten_lightning()
+    quieten_lightning()
     _fix_randomness(settings.seed)
-    data = _data(config)
-    data.prepare_data()
-    data.setup()
-    model = _plain(config.model)
-    weights = model.pop("weights")
-    network = build_model(
-        **model,
-        num_classes=data.num_classes,
-        image_size=data.image_size,
-        in_channels=data.in_channels,
-    )
-    if weights is not None:
-        log.info("%s: %s", weights, load_weights(network, weights))
+    data = open_data(config)
+    network = network_of(config, data)
+    if config.model.weights is not None:
+        log.info("%s: %s", config.model.weights, load_weights(network, config.model.weights))
 
     pruning = _pruning(settings)
     input_shape = (data.in_channels, *data.image_size)
@@ -125,20 +144,39 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
             summary = write_results(folder, network, outcome, labels, seconds)
             if board is not None:
                 log_results(board, folder)
-    if trainer.is_global_zero:
+    if has_console():
         print_crossbars(layer_table(outcome.plan), settings.ratio)
+    if trainer.is_global_zero:
         log.info("%s", headline(summary))
     return outcome.accuracy
 
 
-def _data(config: DictConfig) -> ImageData:
-    """The data set of the configuration; its own errors as they are, without hydra's wrapping."""
+def open_data(config: DictConfig) -> ImageData:
+    """The data set of the configuration, set up.
+
+    Its own errors come as they are, without hydra's wrapping.
+    """
     try:
-        return instantiate(config.data)
+        data = instantiate(config.data)
     except InstantiationException as error:
         if isinstance(error.__cause__, CrossprunerError):
             raise error.__cause__ from None
         raise
+    data.prepare_data()
+    data.setup()
+    return data
+
+
+def network_of(config: DictConfig, data: ImageData) -> nn.Module:
+    """The network of the configuration for that data set, as its seed initialises it."""
+    model = _plain(config.model)
+    del model["weights"]
+    return build_model(
+        **model,
+        num_classes=data.num_classes,
+        image_size=data.image_size,
+        in_channels=data.in_channels,
+    )
 
 
 def _intention(plan: Plan, pruning: CrossbarPruning) -> str:
@@ -202,17 +240,12 @@ def _pruning(settings: RunSettings) -> CrossbarPruning:
 def _trainer(
     config: DictConfig, settings: RunSettings, ours: list[pl.Callback], loggers: list[Logger]
 ) -> pl.Trainer:
-    callbacks = [*ours, *progress_callbacks(), *instantiate(config.callbacks).values()]
+    bar = sys.stdout.isatty() and not is_sweep()  # a sweep has one of its own, over all jobs
+    shown = progress_callbacks(Path(config.paths.output_dir), bar)
+    callbacks = [*ours, *shown, *instantiate(config.callbacks).values()]
     if not loggers:  # it would raise without one
         callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
-    several = config.trainer.get("devices", 1) not in (1, "1", "auto")
-    hydra = HydraConfig.get()
-    if several and hydra.mode is RunMode.MULTIRUN and "basic" in hydra.launcher._target_:
-        raise ConfigError(
-            f"trainer.devices={config.trainer.devices} in a sweep: Lightning would start the whole "
-            "sweep again for each device. Give each job a process of its own: "
-            "hydra/launcher=submitit_local (or submitit_slurm), or run the jobs one by one"
-        )
+    _check_devices(config)
     epochs = config.trainer.max_epochs
     with open_dict(config):
         config.trainer.max_epochs = epochs or math.ceil(settings.schedule.epochs)
@@ -220,8 +253,19 @@ def _trainer(
         config.trainer,
         callbacks=callbacks,
         logger=loggers or False,
-        enable_progress_bar=sys.stdout.isatty(),
+        enable_progress_bar=bar,
     )
+
+
+def _check_devices(config: DictConfig) -> None:
+    several = config.trainer.get("devices", 1) not in (1, "1", "auto")
+    launcher = HydraConfig.get().launcher._target_
+    if several and is_sweep() and "submitit" not in launcher:
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices} in a sweep: Lightning would start the whole "
+            "sweep again for each device. Give each job processes of its own: "
+            "hydra/launcher=submitit_local (or submitit_slurm), or run the jobs one by one"
+        )
 
 
 @contextmanager
@@ -277,7 +321,7 @@ def _fix_randomness(seed: int) -> None:
     torch.backends.cudnn.benchmark = False
 
 
-def _quieten_lightning() -> None:
+def quieten_lightning() -> None:
     """Its hardware lines, tips and own deprecations say nothing about this run."""
     logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
     for message in (".*isinstance.treespec, LeafSpec.*", ".*smaller than the logging interval.*"):
@@ -288,20 +332,3 @@ def _plain(config: DictConfig) -> dict[str, Any]:
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     return {str(key): value for key, value in values.items()}
-
-
-@contextmanager
-def _recorded(folder: Path) -> Iterator[None]:
-    """Leave DONE in the run folder, or FAILED with the message."""
-    done, failed = folder / "DONE", folder / "FAILED"
-    failed.unlink(missing_ok=True)
-    try:
-        yield
-    except BaseException as error:
-        stopped = isinstance(error, KeyboardInterrupt | SystemExit)  # Lightning exits on Ctrl-C
-        message = "interrupted" if stopped else str(error) or type(error).__name__
-        failed.write_text(message + "\n")
-        expected = stopped or isinstance(error, CrossprunerError)
-        logging.getLogger("crosspruner.failure").error(message, exc_info=not expected)
-        raise
-    done.write_text("")

@@ -1,6 +1,7 @@
 """The table printed at the end of a run: crossbars per layer, before and after."""
 
 import pandas as pd
+from rich import get_console
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -67,7 +68,7 @@ def print_crossbars(
     layers: pd.DataFrame, ratio: float | None = None, console: Console | None = None
 ) -> None:
     """Print the layer table, and the budget line where `ratio` is given."""
-    console = console or Console()
+    console = console or get_console()  # the one that a running progress bar knows of
     if not console.is_terminal:  # a log has no width of its own, and names must stay whole
         console.width = max(console.width, 120)
     console.print(crossbar_table(layers))

@@ -1,7 +1,7 @@
 """How a running fit shows itself: a bar in a terminal, one line per epoch in every log."""
 
 import logging
-import sys
+from pathlib import Path
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import RichProgressBar
@@ -11,8 +11,19 @@ log = logging.getLogger(__name__)
 _PHASES = ("dense", "prune", "fine-tune")
 
 
+EPOCHS = ".epochs"
+"""File in a run folder: epochs trained and epochs in all, such as `3/12`."""
+
+
 class EpochLines(pl.Callback):
-    """Logs one line at the end of each epoch: what was trained, how well, how much is left."""
+    """Logs one line at the end of each epoch: what was trained, how well, how much is left.
+
+    Args:
+        folder: the run folder; keeps how far the run is, for the overall progress of a sweep.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
@@ -28,9 +39,10 @@ class EpochLines(pl.Callback):
                 shown.append(text.format(metrics[name]))
         if trainer.is_global_zero:
             log.info("  ".join(shown))
+            (self.folder / EPOCHS).write_text(f"{trainer.current_epoch + 1}/{trainer.max_epochs}")
 
 
-def progress_callbacks() -> list[pl.Callback]:
-    """A rich progress bar where there is a terminal, and the epoch lines everywhere."""
-    bars: list[pl.Callback] = [RichProgressBar()] if sys.stdout.isatty() else []
-    return [*bars, EpochLines()]
+def progress_callbacks(folder: Path, bar: bool) -> list[pl.Callback]:
+    """The epoch lines, and a rich progress bar of the fit where it is asked for."""
+    bars: list[pl.Callback] = [RichProgressBar()] if bar else []
+    return [*bars, EpochLines(folder)]

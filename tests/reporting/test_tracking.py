@@ -2,13 +2,11 @@
 
 import json
 import os
-import subprocess
 from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
 import torch
-from wandb.util import get_core_path
 
 from crosspruner.errors import ConfigError
 from crosspruner.reporting.tracked_results import log_results, survival_picture
@@ -32,14 +30,6 @@ def no_account(monkeypatch, tmp_path):
         monkeypatch.delenv(key)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("NETRC", raising=False)
-
-
-def read(folder: Path) -> list[dict]:
-    """All records of the one wandb run below a folder, as wandb's inspector prints them."""
-    (file,) = folder.glob("wandb/*run-*/*.wandb")
-    command = [get_core_path(), "leet", "inspect", "-no-observability", "-json", "-run-file", file]
-    out = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
-    return [json.loads(line) for line in out.splitlines()]
 
 
 def only(records: list[dict], kind: str) -> list[dict]:
@@ -97,8 +87,8 @@ def trained(make_run, tmp_path_factory):
     return folder
 
 
-def test_run_carries_name_group_job_type_tags_and_nested_config(trained):
-    (run,) = only(read(trained), "run")
+def test_run_carries_name_group_job_type_tags_and_nested_config(trained, read_wandb):
+    (run,) = only(read_wandb(trained), "run")
     assert run["display_name"] == "vgg8-256x256-column-r0.5-s0"
     assert run["run_group"] == "stamp"
     assert run["job_type"] == "train"
@@ -110,8 +100,8 @@ def test_run_carries_name_group_job_type_tags_and_nested_config(trained):
     assert config["labels"] == LABELS
 
 
-def test_history_and_best_value_in_the_summary(trained):
-    records = read(trained)
+def test_history_and_best_value_in_the_summary(trained, read_wandb):
+    records = read_wandb(trained)
     items = [record["item"] for record in only(records, "history")]
     assert [item["val/acc"] for item in items if "val/acc" in item] == pytest.approx(
         [0.1, 0.9, 0.4]
@@ -134,8 +124,8 @@ def test_layer_table_and_pictures_are_in_the_run_folder(trained):
     assert len(pictures) == 6
 
 
-def test_no_artifact_of_the_weights_offline(trained):
-    kinds = {artifact["type"] for artifact in only(read(trained), "artifact")}
+def test_no_artifact_of_the_weights_offline(trained, read_wandb):
+    kinds = {artifact["type"] for artifact in only(read_wandb(trained), "artifact")}
     assert kinds <= {"run_table"}
 
 
@@ -147,20 +137,20 @@ def test_offline_mode_does_not_leak_into_the_process(tmp_path):
     assert dict(os.environ) == before
 
 
-def test_two_multirun_jobs_get_two_wandb_runs(tmp_path):
+def test_two_multirun_jobs_get_two_wandb_runs(tmp_path, read_wandb):
     ids = []
     for job in ("0", "1"):
         folder = tmp_path / "multiruns/stamp" / job
         with tracked(TrackingSettings(), folder, CONFIG, LABELS) as logger:
             logger.log_metrics({"val/acc": 0.5}, step=0)
             ids.append(logger.experiment.id)
-    runs = [only(read(tmp_path / "multiruns/stamp" / job), "run")[0] for job in ("0", "1")]
+    runs = [only(read_wandb(tmp_path / "multiruns/stamp" / job), "run")[0] for job in ("0", "1")]
     assert [run["run_id"] for run in runs] == ids
     assert ids[0] != ids[1]
     assert {run["run_group"] for run in runs} == {"stamp"}
 
 
-def test_a_failed_job_is_recorded_as_failed_and_resumes_the_same_run(tmp_path):
+def test_a_failed_job_is_recorded_as_failed_and_resumes_the_same_run(tmp_path, read_wandb):
     import wandb
 
     first = tmp_path / "first"
@@ -173,12 +163,12 @@ def test_a_failed_job_is_recorded_as_failed_and_resumes_the_same_run(tmp_path):
         job()
     name = (first / "wandb_id").read_text().strip()
     assert wandb.run is None
-    assert [record["exit_code"] for record in only(read(first), "exit")] == [1]
+    assert [record["exit_code"] for record in only(read_wandb(first), "exit")] == [1]
     checkpoint = first / "checkpoints/last.ckpt"
     second = tmp_path / "second"
     with tracked(TrackingSettings(), second, CONFIG, LABELS, resume_from=checkpoint) as logger:
         assert logger.experiment.id == name
-    assert only(read(second), "run")[0]["run_id"] == name
+    assert only(read_wandb(second), "run")[0]["run_id"] == name
 
 
 def test_a_run_left_open_by_others_is_not_written_to(tmp_path, caplog):

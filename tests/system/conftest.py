@@ -1,6 +1,7 @@
 """Runs the commands that users type, each in a folder of its own."""
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,7 @@ def clean_environment():
 def start(clean_environment):
     """Start `python train.py ...` in a folder and return the process."""
 
-    def start(folder, *overrides):
+    def start(folder, *overrides, **options):
         return subprocess.Popen(
             [sys.executable, str(ROOT / "train.py"), *overrides],
             cwd=folder,
@@ -47,9 +48,30 @@ def start(clean_environment):
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            **options,
         )
 
     return start
+
+
+def stop_group(process):
+    """Kill a process that was started in a session of its own, and all that it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+@pytest.fixture(scope="session")
+def report(clean_environment):
+    """Run `python scripts/report.py FOLDER`; returns the path of the page."""
+
+    def report(folder):
+        command = [sys.executable, str(ROOT / "scripts" / "report.py"), str(folder)]
+        environment = {**clean_environment, "PYTHONPATH": str(ROOT)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        return Path(done.stdout.strip())
+
+    return report
 
 
 @pytest.fixture(scope="session")
@@ -58,7 +80,7 @@ def train(start):
 
     def train(folder, *overrides):
         process = start(folder, *overrides)
-        out, err = process.communicate(timeout=500)
+        out, err = process.communicate(timeout=900)
         return process.returncode, out, err
 
     return train
