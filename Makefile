@@ -23,7 +23,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e '.[dev,dashboard,launchers,export]'
+	$(PIP) -e '.[dev,dashboard,launchers,search,export]'
 	touch $@
 
 demo: install  ## Prune a small VGG on the embedded digits: table, summary, report

@@ -7,8 +7,8 @@ import warnings
 import hydra
 from omegaconf import DictConfig
 
-# conf/hydra/ has launchers and a sweeper of the names of hydra's own
-warnings.filterwarnings("ignore", r"\s*'hydra/.*is validated against ConfigStore schema")
+# conf/hydra/launcher/ has files of the names that the plugins register
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/.*is validated against ConfigStore schema")
 TRACEBACK = os.environ.get("HYDRA_FULL_ERROR") == "1"
 
 

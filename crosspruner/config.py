@@ -5,6 +5,7 @@ the very dataclass that the library takes, so a key, a field and an argument are
 """
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -27,6 +28,24 @@ class Named:
 
 
 @dataclass(frozen=True)
+class BudgetSettings:
+    """How the crossbars to remove are shared out over the layers."""
+
+    name: str = "uniform"
+    layer_ratios: Any = None
+    """Layer or pattern -> fraction of its crossbars to remove (`per_layer` alone)."""
+
+    def __post_init__(self) -> None:
+        given = isinstance(self.layer_ratios, dict) and len(self.layer_ratios) > 0
+        if (self.name == "per_layer") != given:
+            raise ConfigError(
+                f"budget={self.name} with budget.layer_ratios={self.layer_ratios}: per_layer needs "
+                "ratios, and no other budget takes them; type budget=per_layer "
+                "'budget.layer_ratios={features.*:0.6}'"
+            )
+
+
+@dataclass(frozen=True)
 class RunSettings:
     """The part of a configuration that is crosspruner's own; the rest belongs to libraries."""
 
@@ -41,7 +60,7 @@ class RunSettings:
     mapping: MappingSpec = field(default_factory=MappingSpec)
     grain: Named = field(default_factory=lambda: Named("column"))
     solver: StepSettings = field(default_factory=StepSettings)
-    budget: Named = field(default_factory=lambda: Named("uniform"))
+    budget: BudgetSettings = field(default_factory=BudgetSettings)
     procedure: Named = field(default_factory=lambda: Named("per_step"))
     schedule: PruningSchedule = field(default_factory=PruningSchedule)
 
@@ -55,7 +74,7 @@ class RunSettings:
             raise ConfigError(f"seed={self.seed} is out of range: give 0 or more")
         for key, given, choices in (
             ("grain", self.grain.name, GRAINS),
-            ("budget", self.budget.name, BUDGETS),
+            ("budget", self.budget.name, (*BUDGETS, "per_layer")),
             ("procedure", self.procedure.name, PROCEDURES),
         ):
             if given not in choices:

@@ -102,7 +102,8 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> Evaluation:
     found: dict[str, Any] = {}
     pruned, dense = folder / "pruned/weights.safetensors", folder / "checkpoints/dense.safetensors"
     found["accuracy"] = accuracy(pruned)
-    if settings.ratio == 0:
+    noted = json.loads((folder / "summary.json").read_text())
+    if noted["ratio"] == 0:
         found["dense_accuracy"] = found["accuracy"]
     elif dense.is_file():
         found["dense_accuracy"] = accuracy(dense)
@@ -114,7 +115,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> Evaluation:
         "total_crossbars": plan.total_crossbars,
         "phases": plan.phases,
     }
-    return Evaluation(json.loads((folder / "summary.json").read_text()), found)
+    return Evaluation(noted, found)
 
 
 def load_config(folder: Path, overrides: Sequence[str] = ()) -> DictConfig:

@@ -21,6 +21,7 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
 from safetensors.torch import load_file
 from torch import nn
@@ -113,7 +114,8 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     started = time.monotonic()
     if is_sweep() and "LocalLauncher" in HydraConfig.get().launcher._target_:
         hydra = HydraConfig.get()
-        share_cores((hydra.sweeper.get("max_batch_size") or 1) * hydra.launcher.tasks_per_node)
+        jobs = hydra.sweeper.get("max_batch_size") or hydra.sweeper.get("at_once") or 1
+        share_cores(jobs * hydra.launcher.tasks_per_node)
     (folder / "config_tree.txt").write_text(config_tree(config))
     quieten_lightning()
     _fix_randomness(settings.seed)
@@ -134,7 +136,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
         seed=settings.seed,
     )
     snapshot = DenseSnapshot(folder / "checkpoints" / "dense.safetensors", pruning)
-    labels = _labels(config, settings)
+    labels = _labels(config, settings, pruning.ratio)
     with _loggers(config, folder, labels) as (loggers, board):
         trainer = _trainer(config, settings, [pruning, snapshot], loggers)
         trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings, folder))
@@ -145,7 +147,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
             if board is not None:
                 log_results(board, folder)
     if has_console():
-        print_crossbars(layer_table(outcome.plan), settings.ratio)
+        print_crossbars(layer_table(outcome.plan), pruning.ratio)
     if trainer.is_global_zero:
         log.info("%s", headline(summary))
     return outcome.accuracy
@@ -200,10 +202,12 @@ def _judge(
     snapshot: DenseSnapshot,
 ) -> Outcome:
     """Read the test split, once for the dense and once for the pruned network."""
-    best = getattr(trainer.checkpoint_callback, "best_model_path", "")
-    if best:
-        state = torch.load(best, map_location="cpu", weights_only=True)["state_dict"]
-        module.load_state_dict(state)
+    chosen_by = trainer.callback_metrics.get("val/acc")
+    keeper = trainer.checkpoint_callback
+    if isinstance(keeper, ModelCheckpoint) and keeper.best_model_path:
+        state = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
+        module.load_state_dict(state["state_dict"])
+        chosen_by = keeper.best_model_score
     pruned = {key: value.clone() for key, value in module.net.state_dict().items()}
     accuracy = _test(trainer, module, data)
     dense_accuracy: float | None = accuracy
@@ -215,7 +219,8 @@ def _judge(
         else:
             log.warning("no dense snapshot beside the checkpoint: dense accuracy is unknown")
     module.net.load_state_dict(pruned)
-    return Outcome(dense_accuracy, accuracy, pruning.plan, pruning.masks)
+    val_accuracy = None if chosen_by is None else float(chosen_by)
+    return Outcome(dense_accuracy, accuracy, pruning.plan, pruning.masks, val_accuracy)
 
 
 def _test(trainer: pl.Trainer, module: Classifier, data: ImageData) -> float:
@@ -234,6 +239,7 @@ def _pruning(settings: RunSettings) -> CrossbarPruning:
         exclude=settings.exclude,
         root="net",
         seed=settings.seed,
+        layer_ratios=settings.budget.layer_ratios,
     )
 
 
@@ -297,7 +303,7 @@ def _checkpoint(settings: RunSettings, folder: Path) -> str | None:
     return settings.ckpt_path
 
 
-def _labels(config: DictConfig, settings: RunSettings) -> dict[str, Any]:
+def _labels(config: DictConfig, settings: RunSettings, ratio: float) -> dict[str, Any]:
     """What a summary says of how the run was made."""
     choices = HydraConfig.get().runtime.choices
     return {
@@ -306,7 +312,7 @@ def _labels(config: DictConfig, settings: RunSettings) -> dict[str, Any]:
         "crossbar": str(settings.crossbar),
         "mapping": choices["mapping"],
         "grain": settings.grain.name,
-        "ratio": settings.ratio,
+        "ratio": ratio,
         "seed": settings.seed,
         "solver": settings.solver.name,
         "procedure": settings.procedure.name,

@@ -14,7 +14,12 @@ GROUPS = sorted(
     for file in CONF.glob("*/*.yaml")
     if file.parent.name not in ("hydra", "local")
 )
-REQUIRED = {"timm": ["model.name=resnet18"], "torchvision": ["model.name=alexnet"]}
+REQUIRED = {
+    "timm": ["model.name=resnet18"],
+    "torchvision": ["model.name=alexnet"],
+    "per_layer": ["budget.layer_ratios={features.*:0.5}"],
+    "layer_ratios": ["budget.layer_ratios={features.*:0.5}"],  # which each trial brings
+}
 
 
 @pytest.fixture(autouse=True)

@@ -1,6 +1,6 @@
 """CrossbarPruning: the Lightning callback that prunes for crossbars while a model trains."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec, Plan
 from crosspruner.pruning.budget import uniform_budget
+from crosspruner.pruning.layer_ratios import per_layer_budget, ratio_of
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.pruning.step_solver import (
@@ -31,6 +32,8 @@ class CrossbarPruning(PruningCallback):
         crossbar, mapping, grain, ratio, schedule, include, exclude, input_shape, root, seed: see
             `PruningCallback`.
         settings: the solver and its steps; None = `lgd_rpp` on the reconstruction objective.
+        layer_ratios: layer name or pattern -> fraction of that layer's own crossbars to remove;
+            given, `ratio` is what these come to.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -53,9 +56,10 @@ class CrossbarPruning(PruningCallback):
         input_shape: Sequence[int] | None = None,
         root: str = "",
         seed: int = 0,
+        layer_ratios: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
-            *(crossbar, mapping, grain, ratio, schedule),
+            *(crossbar, mapping, grain, ratio if layer_ratios is None else 0.0, schedule),
             *(include, exclude, input_shape, root, seed),
         )
         self.settings = settings or StepSettings()
@@ -64,6 +68,7 @@ class CrossbarPruning(PruningCallback):
                 f"solver={self.settings.name} works layer by layer (procedure=layerwise, "
                 f"crosspruner.prune): while training use one of {', '.join(STEP_SOLVERS)}"
             )
+        self.layer_ratios = layer_ratios
         self.budget: dict[str, int] = {}
         self.states: dict[str, LayerState] = {}
         self._pruning = False
@@ -71,7 +76,11 @@ class CrossbarPruning(PruningCallback):
 
     def prepare(self, network: nn.Module, input_shape: Sequence[int]) -> Plan:
         plan = super().prepare(network, input_shape)
-        self.budget = uniform_budget(plan, self.layouts, self.ratio)
+        if self.layer_ratios is None:
+            self.budget = uniform_budget(plan, self.layouts, self.ratio)
+        else:
+            self.budget = per_layer_budget(plan, self.layouts, self.layer_ratios)
+            self.ratio = ratio_of(plan, self.layouts, self.budget)
         return plan
 
     def begin(self) -> None:

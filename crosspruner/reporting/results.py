@@ -21,12 +21,15 @@ class Outcome:
         accuracy: test accuracy of the pruned network, 0 to 1.
         plan: the packed plan of the pruned network.
         masks: layer name -> (U, P) bool.
+        val_accuracy: validation accuracy of the pruned network, by which it was chosen and by which
+            runs are to be compared and chosen; None where it is not known.
     """
 
     dense_accuracy: float | None
     accuracy: float
     plan: Plan
     masks: dict[str, Tensor]
+    val_accuracy: float | None = None
 
 
 def summary_of(outcome: Outcome, labels: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -46,6 +49,7 @@ def summary_of(outcome: Outcome, labels: dict[str, Any], seconds: float) -> dict
         "dense_accuracy": outcome.dense_accuracy,
         "accuracy": outcome.accuracy,
         "accuracy_drop": drop,
+        "val_accuracy": outcome.val_accuracy,
         "compute_crossbars_dense": dense.compute_crossbars,
         "compute_crossbars": plan.compute_crossbars,
         "compute_saved": 1 - plan.compute_crossbars / dense.compute_crossbars,

@@ -16,6 +16,9 @@ METHOD = ("grain", "solver", "procedure", "budget", "mapping")
 _MAX_CHOICES = 6
 """An override with more values than this is searched over, not compared: it makes no lines."""
 
+_SEARCHED = "budget.layer_ratios"
+"""Overrides that are never compared one by one, however few values they have."""
+
 
 @dataclass(frozen=True)
 class Series:
@@ -61,7 +64,11 @@ def find_series(table: pd.DataFrame, runs: Sequence[RunFolder]) -> list[Series]:
     if done.empty:
         return []
     typed = _other_overrides(done, runs)
-    few = [key for key in varying(typed) if typed[key].nunique() <= _MAX_CHOICES]
+    few = [
+        key
+        for key in varying(typed)
+        if typed[key].nunique() <= _MAX_CHOICES and not key.startswith(_SEARCHED)
+    ]
     named = done[["model", "data", "crossbar", *METHOD]].astype(str).join(typed[few])
     telling = _telling(named, always=["model", "data", "crossbar"]) or ["grain"]
     parts = named[telling].copy()
@@ -72,7 +79,8 @@ def find_series(table: pd.DataFrame, runs: Sequence[RunFolder]) -> list[Series]:
             "family": done["model"].astype(str) + " on " + done["data"].astype(str),
             "crossbar": done["crossbar"].astype(str),
             "method": [", ".join(filter(None, row)) for row in parts.to_numpy()],
-            "ratio": done["ratio"],
+            # With a ratio for each layer, that of the model is an outcome.
+            "ratio": done["ratio"].where(done["budget"] != "per_layer"),
             "rest": [" ".join(row) for row in typed.to_numpy()],
         },
         index=done.index,

@@ -132,7 +132,7 @@ def _read(file: Path) -> Any:
 
 
 # As in train.py, for the processes of the jobs, which begin here.
-warnings.filterwarnings("ignore", r"\s*'hydra/.*is validated against ConfigStore schema")
+warnings.filterwarnings("ignore", r"\s*'hydra/launcher/.*is validated against ConfigStore schema")
 # Hydra imports this module to make the callback, before it asks for the folder.
 OmegaConf.register_new_resolver("unfinished_sweep", unfinished_sweep, use_cache=True, replace=True)
 OmegaConf.register_new_resolver("batch_of_jobs", batch_of_jobs, replace=True)

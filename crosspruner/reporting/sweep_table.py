@@ -29,6 +29,7 @@ RESULTS = (
     "dense_accuracy",
     "accuracy",
     "accuracy_drop",
+    "val_accuracy",
     "compute_crossbars_dense",
     "compute_crossbars",
     "compute_saved",

@@ -47,3 +47,13 @@ def test_the_wheel_trains_from_an_empty_folder(tmp_path, clean_environment):
     assert done.returncode == 0, done.stderr
     (run,) = (home / "logs" / "train" / "runs").iterdir()
     assert {"DONE", "report.html", "summary.json"} <= set(os.listdir(run))
+    again = subprocess.run(
+        [sys.executable, "-c", script.replace("cli.train", "cli.evaluate"), f"run_dir={run}"],
+        cwd=home,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr
+    (entries,) = (path.read_text() for path in site.glob("*.dist-info/entry_points.txt"))
+    assert "crosspruner-eval = crosspruner.cli:evaluate" in entries
