@@ -118,7 +118,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
         share_cores(jobs * hydra.launcher.tasks_per_node)
     (folder / "config_tree.txt").write_text(config_tree(config))
     quieten_lightning()
-    _fix_randomness(settings.seed)
+    fix_randomness(settings.seed)
     data = open_data(config)
     network = network_of(config, data)
     if config.model.weights is not None:
@@ -320,7 +320,7 @@ def _labels(config: DictConfig, settings: RunSettings, ratio: float) -> dict[str
     }
 
 
-def _fix_randomness(seed: int) -> None:
+def fix_randomness(seed: int) -> None:
     """Every job of a sweep starts alike, whatever the job before it in this process did."""
     pl.seed_everything(seed, workers=True, verbose=False)
     torch.backends.cudnn.deterministic = False

@@ -72,10 +72,3 @@ def test_a_killed_sweep_typed_again_goes_on_and_ends_alike(train, start, tmp_pat
     pd.testing.assert_frame_equal(ours, theirs)
     steps = pd.read_csv(sweep / "1" / "metrics.csv")["step"]
     assert steps.is_monotonic_increasing
-
-
-@pytest.mark.slow
-def test_several_devices_in_a_sweep_are_refused_with_the_way_out(train, tmp_path):
-    code, _, err = train(tmp_path, "-m", *SMALL, "trainer.devices=2", "ratio=0.3")
-    assert code == 1
-    assert "hydra/launcher=submitit_local" in err
