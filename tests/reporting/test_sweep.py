@@ -111,6 +111,21 @@ def test_an_override_that_is_compared_makes_lines_and_one_searched_over_does_not
     assert series[0].line["accuracy"].tolist() == [0.9, 0.85]
 
 
+def test_a_search_over_layers_is_one_line_through_its_unbeaten_runs(make_run, tmp_path):
+    """Each trial has a ratio of its own, and a layer may have few values: neither makes a line."""
+    for number in range(4):
+        run = make_run(tmp_path / str(number), ratio=0.1 + number / 10, steps=2)
+        typed = [f"+budget.layer_ratios.a={number % 2}", f"+budget.layer_ratios.b={number}"]
+        (run / ".hydra/overrides.yaml").write_text(json.dumps(["budget=per_layer", *typed]))
+        summary = json.loads((run / "summary.json").read_text())
+        summary |= {"budget": "per_layer", "compute_saved": number / 10}
+        summary |= {"accuracy": [0.9, 0.7, 0.85, 0.8][number]}
+        (run / "summary.json").write_text(json.dumps(summary))
+    found = find_runs(tmp_path)
+    (one,) = find_series(sweep_table(found, tmp_path), found)
+    assert one.line["accuracy"].tolist() == [0.9, 0.85, 0.8]
+
+
 def test_settings_that_change_together_are_named_once(make_run, tmp_path):
     for number, (grain, schedule) in enumerate(
         [("column", "short"), ("crossbar", "long"), ("crossbar", "long")]
