@@ -5,19 +5,19 @@ the very dataclass that the library takes, so a key, a field and an argument are
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec
-from crosspruner.pruning.budget import BUDGETS
+from crosspruner.pruning.budget_settings import BudgetSettings
+from crosspruner.pruning.layer_pruner import REORDERS
 from crosspruner.pruning.schedule import PruningSchedule
 from crosspruner.pruning.step_solver import StepSettings
 from crosspruner.sparsity.groups import GRAINS
 
-PROCEDURES = ("per_step",)
+PROCEDURES = ("per_step", "layerwise")
 
 
 @dataclass(frozen=True)
@@ -28,21 +28,22 @@ class Named:
 
 
 @dataclass(frozen=True)
-class BudgetSettings:
-    """How the crossbars to remove are shared out over the layers."""
+class ProcedureSettings:
+    """How masks come about.
 
-    name: str = "uniform"
-    layer_ratios: Any = None
-    """Layer or pattern -> fraction of its crossbars to remove (`per_layer` alone)."""
+    Args:
+        name: one of PROCEDURES.
+        calibration_images: images that the moments are taken from (layerwise).
+        refit: whether surviving weights are refitted (layerwise).
+        damping: of the refit, a share of the mean input energy, above 0 (layerwise).
+        positions: output positions drawn per image; None = all (layerwise).
+    """
 
-    def __post_init__(self) -> None:
-        given = isinstance(self.layer_ratios, dict) and len(self.layer_ratios) > 0
-        if (self.name == "per_layer") != given:
-            raise ConfigError(
-                f"budget={self.name} with budget.layer_ratios={self.layer_ratios}: per_layer needs "
-                "ratios, and no other budget takes them; type budget=per_layer "
-                "'budget.layer_ratios={features.*:0.6}'"
-            )
+    name: str = "per_step"
+    calibration_images: int = 512
+    refit: bool = True
+    damping: float = 0.01
+    positions: int | None = 128
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ class RunSettings:
     grain: Named = field(default_factory=lambda: Named("column"))
     solver: StepSettings = field(default_factory=StepSettings)
     budget: BudgetSettings = field(default_factory=BudgetSettings)
-    procedure: Named = field(default_factory=lambda: Named("per_step"))
+    procedure: ProcedureSettings = field(default_factory=ProcedureSettings)
+    reorder: str = "none"
     schedule: PruningSchedule = field(default_factory=PruningSchedule)
 
     def __post_init__(self) -> None:
@@ -74,11 +76,16 @@ class RunSettings:
             raise ConfigError(f"seed={self.seed} is out of range: give 0 or more")
         for key, given, choices in (
             ("grain", self.grain.name, GRAINS),
-            ("budget", self.budget.name, (*BUDGETS, "per_layer")),
             ("procedure", self.procedure.name, PROCEDURES),
+            ("reorder", self.reorder, REORDERS),
         ):
             if given not in choices:
                 raise ConfigError(f"{key}={given!r} is unknown: use one of {', '.join(choices)}")
+        if self.reorder != "none" and self.procedure.name == "per_step":
+            raise ConfigError(
+                f"reorder={self.reorder} needs the layers at rest: type procedure=layerwise, or "
+                "reorder=none"
+            )
 
 
 def run_settings(config: DictConfig) -> RunSettings:

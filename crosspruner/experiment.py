@@ -40,7 +40,11 @@ from crosspruner.job import (
     share_cores,
 )
 from crosspruner.pruning.callback import CrossbarPruning
-from crosspruner.pruning.snapshot import DenseSnapshot
+from crosspruner.pruning.layer_pruner import LayerwiseSettings
+from crosspruner.pruning.layerwise_callback import LayerwisePruning
+from crosspruner.pruning.pruning_callback import PruningCallback
+from crosspruner.pruning.schedule import Phase
+from crosspruner.pruning.snapshot import Snapshot
 from crosspruner.reporting.config_tree import config_tree
 from crosspruner.reporting.console import print_crossbars
 from crosspruner.reporting.layers import layer_table
@@ -135,12 +139,16 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
         scheduler=instantiate(config.lr_schedule) if config.lr_schedule else None,
         seed=settings.seed,
     )
-    snapshot = DenseSnapshot(folder / "checkpoints" / "dense.safetensors", pruning)
+    kept = folder / "checkpoints"
+    snapshots = (
+        Snapshot(kept / "dense.safetensors", pruning, Phase.PRUNE),
+        Snapshot(kept / "pruned.safetensors", pruning, Phase.FINETUNE),
+    )
     labels = _labels(config, settings, pruning.ratio)
     with _loggers(config, folder, labels) as (loggers, board):
-        trainer = _trainer(config, settings, [pruning, snapshot], loggers)
+        trainer = _trainer(config, pruning, snapshots, loggers)
         trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings, folder))
-        outcome = _judge(trainer, module, data, pruning, snapshot)
+        outcome = _judge(trainer, module, data, pruning, snapshots)
         if trainer.is_global_zero:
             seconds = time.monotonic() - started
             summary = write_results(folder, network, outcome, labels, seconds)
@@ -181,10 +189,10 @@ def network_of(config: DictConfig, data: ImageData) -> nn.Module:
     )
 
 
-def _intention(plan: Plan, pruning: CrossbarPruning) -> str:
+def _intention(plan: Plan, pruning: PruningCallback) -> str:
     """What is about to happen, in one line, before anything is trained."""
     gone = sum(
-        (layout.blocks - pruning.budget[name]) * layout.crossbars_per_block
+        (layout.blocks - pruning.blocks[name]) * layout.crossbars_per_block
         for name, layout in pruning.layouts.items()
     )
     total = plan.compute_crossbars
@@ -198,10 +206,11 @@ def _judge(
     trainer: pl.Trainer,
     module: Classifier,
     data: ImageData,
-    pruning: CrossbarPruning,
-    snapshot: DenseSnapshot,
+    pruning: PruningCallback,
+    snapshots: tuple[Snapshot, Snapshot],
 ) -> Outcome:
-    """Read the test split, once for the dense and once for the pruned network."""
+    """Read the test split for the pruned network, the dense one, and the pruned one before it was
+    fine-tuned."""
     chosen_by = trainer.callback_metrics.get("val/acc")
     keeper = trainer.checkpoint_callback
     if isinstance(keeper, ModelCheckpoint) and keeper.best_model_path:
@@ -210,51 +219,73 @@ def _judge(
         chosen_by = keeper.best_model_score
     pruned = {key: value.clone() for key, value in module.net.state_dict().items()}
     accuracy = _test(trainer, module, data)
-    dense_accuracy: float | None = accuracy
+    earlier: list[float | None] = [accuracy, accuracy]
     if pruning.ratio > 0:
-        dense_accuracy = None
-        if snapshot.path.exists():
-            module.net.load_state_dict(load_file(snapshot.path))
-            dense_accuracy = _test(trainer, module, data)
-        else:
+        earlier = [_test_earlier(trainer, module, data, snapshot) for snapshot in snapshots]
+        if earlier[0] is None:
             log.warning("no dense snapshot beside the checkpoint: dense accuracy is unknown")
     module.net.load_state_dict(pruned)
     val_accuracy = None if chosen_by is None else float(chosen_by)
-    return Outcome(dense_accuracy, accuracy, pruning.plan, pruning.masks, val_accuracy)
+    return Outcome(
+        earlier[0], accuracy, pruning.plan, pruning.masks, val_accuracy, oneshot_accuracy=earlier[1]
+    )
+
+
+def _test_earlier(
+    trainer: pl.Trainer, module: Classifier, data: ImageData, snapshot: Snapshot
+) -> float | None:
+    if not snapshot.path.exists():
+        return None
+    module.net.load_state_dict(load_file(snapshot.path))
+    return _test(trainer, module, data)
 
 
 def _test(trainer: pl.Trainer, module: Classifier, data: ImageData) -> float:
     return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
 
 
-def _pruning(settings: RunSettings) -> CrossbarPruning:
-    return CrossbarPruning(
-        crossbar=settings.crossbar,
-        mapping=settings.mapping,
-        grain=settings.grain.name,
-        ratio=settings.ratio,
-        schedule=settings.schedule,
-        settings=settings.solver,
-        include=settings.include,
-        exclude=settings.exclude,
-        root="net",
-        seed=settings.seed,
-        layer_ratios=settings.budget.layer_ratios,
+def _pruning(settings: RunSettings) -> PruningCallback:
+    shared: dict[str, Any] = {
+        "crossbar": settings.crossbar,
+        "mapping": settings.mapping,
+        "grain": settings.grain.name,
+        "ratio": settings.ratio,
+        "schedule": settings.schedule,
+        "budget": settings.budget,
+        "include": settings.include,
+        "exclude": settings.exclude,
+        "root": "net",
+        "seed": settings.seed,
+    }
+    procedure = settings.procedure
+    if procedure.name == "per_step":
+        return CrossbarPruning(settings=settings.solver, **shared)
+    layerwise = LayerwiseSettings(
+        *(settings.solver.name, settings.reorder, procedure.refit),
+        *(procedure.damping, procedure.positions),
+    )
+    return LayerwisePruning(
+        settings=layerwise, calibration_images=procedure.calibration_images, **shared
     )
 
 
 def _trainer(
-    config: DictConfig, settings: RunSettings, ours: list[pl.Callback], loggers: list[Logger]
+    config: DictConfig,
+    pruning: PruningCallback,
+    snapshots: tuple[Snapshot, Snapshot],
+    loggers: list[Logger],
 ) -> pl.Trainer:
     bar = sys.stdout.isatty() and not is_sweep()  # a sweep has one of its own, over all jobs
     shown = progress_callbacks(Path(config.paths.output_dir), bar)
+    # The dense network is kept before, the pruned one after a procedure that prunes between steps.
+    ours = [snapshots[0], pruning, snapshots[1]]
     callbacks = [*ours, *shown, *instantiate(config.callbacks).values()]
     if not loggers:  # it would raise without one
         callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
     _check_devices(config)
     epochs = config.trainer.max_epochs
     with open_dict(config):
-        config.trainer.max_epochs = epochs or math.ceil(settings.schedule.epochs)
+        config.trainer.max_epochs = epochs or math.ceil(pruning.schedule.epochs)
     return instantiate(
         config.trainer,
         callbacks=callbacks,
@@ -317,6 +348,7 @@ def _labels(config: DictConfig, settings: RunSettings, ratio: float) -> dict[str
         "solver": settings.solver.name,
         "procedure": settings.procedure.name,
         "budget": settings.budget.name,
+        "reorder": settings.reorder,
     }
 
 

@@ -14,8 +14,7 @@ from crosspruner.errors import BudgetError
 from crosspruner.hardware.plan import Plan
 from crosspruner.sparsity import GroupLayout
 
-BUDGETS = ("uniform", "global", "sensitivity")
-"""One share for all layers; shares by what they cost; as far as the accuracy allows."""
+BUDGETS = ("uniform", "global", "sensitivity", "per_layer")
 
 
 def prunable_layers(plan: Plan, grain: str) -> dict[str, GroupLayout]:

@@ -1,6 +1,6 @@
 """CrossbarPruning: the Lightning callback that prunes for crossbars while a model trains."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,9 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
-from crosspruner.hardware import Crossbar, MappingSpec, Plan
-from crosspruner.pruning.budget import uniform_budget
-from crosspruner.pruning.layer_ratios import per_layer_budget, ratio_of
+from crosspruner.hardware import Crossbar, MappingSpec
+from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.pruning.step_solver import (
@@ -19,6 +18,9 @@ from crosspruner.pruning.step_solver import (
     StepSettings,
     relaxed_projection,
 )
+
+STEP_BUDGETS = ("uniform", "per_layer")
+"""Those that are known before any image is seen."""
 
 
 class CrossbarPruning(PruningCallback):
@@ -29,11 +31,9 @@ class CrossbarPruning(PruningCallback):
     zero. At the end of the prune phase the masks freeze at the exact budget.
 
     Args:
-        crossbar, mapping, grain, ratio, schedule, include, exclude, input_shape, root, seed: see
-            `PruningCallback`.
+        crossbar, mapping, grain, ratio, schedule, budget, include, exclude, input_shape, root,
+            seed: see `PruningCallback`.
         settings: the solver and its steps; None = `lgd_rpp` on the reconstruction objective.
-        layer_ratios: layer name or pattern -> fraction of that layer's own crossbars to remove;
-            given, `ratio` is what these come to.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -51,15 +51,15 @@ class CrossbarPruning(PruningCallback):
         ratio: float = 0.5,
         schedule: PruningSchedule | None = None,
         settings: StepSettings | None = None,
+        budget: BudgetSettings | str = "uniform",
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
         input_shape: Sequence[int] | None = None,
         root: str = "",
         seed: int = 0,
-        layer_ratios: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__(
-            *(crossbar, mapping, grain, ratio if layer_ratios is None else 0.0, schedule),
+            *(crossbar, mapping, grain, ratio, schedule, budget),
             *(include, exclude, input_shape, root, seed),
         )
         self.settings = settings or StepSettings()
@@ -68,20 +68,16 @@ class CrossbarPruning(PruningCallback):
                 f"solver={self.settings.name} works layer by layer (procedure=layerwise, "
                 f"crosspruner.prune): while training use one of {', '.join(STEP_SOLVERS)}"
             )
-        self.layer_ratios = layer_ratios
-        self.budget: dict[str, int] = {}
+        if self.how.name not in STEP_BUDGETS:
+            raise ConfigError(
+                f"budget={self.how.name} works layer by layer (procedure=layerwise, "
+                f"crosspruner.prune): while training use one of {', '.join(STEP_BUDGETS)}"
+            )
+        if not self.schedule.prune_epochs:
+            raise ConfigError("schedule.prune_epochs=0: pruning while training needs above 0")
         self.states: dict[str, LayerState] = {}
         self._pruning = False
         self._watched: list[torch.utils.hooks.RemovableHandle] = []
-
-    def prepare(self, network: nn.Module, input_shape: Sequence[int]) -> Plan:
-        plan = super().prepare(network, input_shape)
-        if self.layer_ratios is None:
-            self.budget = uniform_budget(plan, self.layouts, self.ratio)
-        else:
-            self.budget = per_layer_budget(plan, self.layouts, self.layer_ratios)
-            self.ratio = ratio_of(plan, self.layouts, self.budget)
-        return plan
 
     def begin(self) -> None:
         self.states = {
@@ -131,7 +127,7 @@ class CrossbarPruning(PruningCallback):
         masks = {}
         for name, state in self.states.items():
             layout = state.layer.layout
-            blocks = layout.blocks - round((layout.blocks - self.budget[name]) * point.ramp)
+            blocks = layout.blocks - round((layout.blocks - self.blocks[name]) * point.ramp)
             masks[name] = relaxed_projection(
                 state.dense, blocks, point.relax, layout, self.generator
             )

@@ -5,6 +5,8 @@ dLoss/dW_eff for kept and pruned groups alike and nothing has to be undone befor
 pruned group held when it was removed waits in `dormant`, and is put back if the group is revived.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -53,6 +55,11 @@ class MaskedLayer:
         self._keep = None
         self.weight.copy_(torch.where(self.kept, latent, 0.0))
         self.dormant = torch.where(self.kept, torch.zeros_like(latent), latent)
+
+    def reorder(self, order: Tensor) -> None:
+        """Cut the input FMs into groups in another order; the mask is read in it from now on."""
+        self.layout = replace(self.layout, input_order=order)
+        self._keep = None
 
     @torch.no_grad()
     def enforce(self) -> None:

@@ -1,8 +1,7 @@
 """`prune`: a trained network in, a pruned one out, in one call and without a training run."""
 
 import copy
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,11 @@ from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError, ModelError, SolverError
 from crosspruner.hardware import Crossbar, MappingSpec, Plan, plan_model
-from crosspruner.pruning.budget import (
-    BUDGETS,
-    check_ratio,
-    global_budget,
-    prunable_layers,
-    uniform_budget,
-)
+from crosspruner.pruning.budget import prunable_layers
+from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.calibration import read_batches
-from crosspruner.pruning.cost_curves import cost_curves
 from crosspruner.pruning.layer_pruner import REORDERS, LayerwiseSettings
-from crosspruner.pruning.layerwise import prune_layers, users_of
-from crosspruner.pruning.output_weights import output_weights
+from crosspruner.pruning.procedure import prune_network
 from crosspruner.pruning.saving import save_pruned
 from crosspruner.solver import SOLVERS
 
@@ -70,7 +62,7 @@ def prune(
     ratio: float = 0.5,
     solver: str = "lgd_rpp",
     reorder: str = "none",
-    budget: str = "uniform",
+    budget: BudgetSettings | str = "uniform",
     refit: bool = True,
     kin: int | None = None,
     kout: int | None = None,
@@ -120,7 +112,6 @@ def prune(
     """
     _check_choice("grain", grain, ("crossbar", "column"))
     _check_choice("reorder", reorder, REORDERS)
-    _check_choice("budget", budget, BUDGETS)
     if solver not in SOLVERS:
         raise SolverError(f"solver={solver!r} is unknown: use one of {', '.join(SOLVERS)}")
     batches = read_batches(calibration_loader, model)
@@ -131,22 +122,17 @@ def prune(
     )
     plan = plan_model(model, shape, crossbar, spec, grain, include, exclude)
     layouts = prunable_layers(plan, grain)
-    check_ratio(plan, layouts, ratio)
+    how = BudgetSettings.of(budget)
+    how.first_blocks(plan, layouts, ratio)  # refuses what cannot be met before anything is computed
 
-    network, dense = _copy(model), _copy(model)
+    network, generator = _copy(model), torch.Generator().manual_seed(seed)
     settings = LayerwiseSettings(solver, reorder, refit)
-    generator = torch.Generator().manual_seed(seed)
-    with _evaluation(network), _evaluation(dense):
-        weights = output_weights(dense, users_of(plan, layouts), batches, generator)
-        blocks = uniform_budget(plan, layouts, ratio)
-        if budget == "global":
-            costs = cost_curves(dense, plan, layouts, batches, weights, settings, generator)
-            blocks = global_budget(plan, layouts, ratio, costs)
-        pruned = prune_layers(
-            network, dense, plan, layouts, blocks, batches, weights, settings, generator
-        )
-    packed = plan.pruned(pruned.masks, grain, pruned.orders)
-    return PruneResult(network, packed, plan, pruned.masks, pruned.errors)
+    result = prune_network(
+        *(network, _copy(model), plan, layouts, ratio, batches, settings),
+        *(how, generator),
+    )
+    packed = plan.pruned(result.masks, grain, result.orders)
+    return PruneResult(network, packed, plan, result.masks, result.errors)
 
 
 def _copy(model: nn.Module) -> nn.Module:
@@ -157,18 +143,6 @@ def _copy(model: nn.Module) -> nn.Module:
             f"{type(model).__name__} cannot be copied ({type(error).__name__}: {error}): give the "
             "bare network, without the trainer or graph that holds on to it"
         ) from error
-
-
-@contextmanager
-def _evaluation(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode after."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
 
 
 def _check_choice(key: str, value: str, allowed: tuple[str, ...]) -> None:

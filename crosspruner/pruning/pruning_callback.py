@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from crosspruner.errors import CheckpointError, ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec, Plan, plan_model
-from crosspruner.pruning.budget import check_ratio, prunable_layers
+from crosspruner.pruning.budget import prunable_layers
+from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.sparsity import GroupLayout
@@ -34,6 +35,8 @@ class PruningCallback(pl.Callback):
         grain: "crossbar" or "column".
         ratio: fraction of the model's compute crossbars to remove, in [0, 1).
         schedule: lengths of the phases; None = the defaults.
+        budget: how the ratio is divided among the layers, by name or with its settings. With
+            "per_layer", `ratio` is what the layers' ratios come to.
         include: dotted-name patterns of the layers that may be pruned; None = all.
         exclude: dotted-name patterns of those that may not; None = the first and the last layer.
         input_shape: (C, H, W) of one input; None = of the module's `example_input_array`.
@@ -52,6 +55,7 @@ class PruningCallback(pl.Callback):
         grain: str = "column",
         ratio: float = 0.5,
         schedule: PruningSchedule | None = None,
+        budget: BudgetSettings | str = "uniform",
         include: Sequence[str] | None = None,
         exclude: Sequence[str] | None = None,
         input_shape: Sequence[int] | None = None,
@@ -65,6 +69,7 @@ class PruningCallback(pl.Callback):
         self.grain = grain
         self.ratio = ratio
         self.schedule = schedule or PruningSchedule()
+        self.how = BudgetSettings.of(budget)
         self.include = include
         self.exclude = exclude
         self.input_shape = tuple(input_shape) if input_shape is not None else None
@@ -72,6 +77,7 @@ class PruningCallback(pl.Callback):
         self.generator = torch.Generator().manual_seed(seed)
         self.dense_plan: Plan | None = None
         self.layouts: dict[str, GroupLayout] = {}
+        self.blocks: dict[str, int] = {}
         self.layers: dict[str, MaskedLayer] = {}
         self.frozen = False
         self.churn = 0.0
@@ -101,7 +107,7 @@ class PruningCallback(pl.Callback):
     # -- what is to be pruned, and what is left of it ------------------------------------------
 
     def prepare(self, network: nn.Module, input_shape: Sequence[int]) -> Plan:
-        """Plan the network; done once, before training.
+        """Plan the network and divide the budget; done once, before training.
 
         Args:
             network: the model to prune.
@@ -123,7 +129,7 @@ class PruningCallback(pl.Callback):
             self.exclude,
         )
         self.layouts = prunable_layers(self.dense_plan, self.grain)
-        check_ratio(self.dense_plan, self.layouts, self.ratio)
+        self.blocks, self.ratio = self.how.first_blocks(self.dense_plan, self.layouts, self.ratio)
         return self.dense_plan
 
     @property

@@ -1,6 +1,6 @@
 """When to prune how much: dense, prune and fine-tune phases on the axis of optimizer steps."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 
 from crosspruner.errors import ConfigError
@@ -29,7 +29,8 @@ class PruningSchedule:
 
     Args:
         dense_epochs: epochs of plain training before anything is removed, >= 0.
-        prune_epochs: epochs over which the target is reached, > 0.
+        prune_epochs: epochs over which the target is reached, >= 0; 0 for procedures that reach
+            it between two steps.
         finetune_epochs: epochs with frozen masks, >= 0.
         warmup: share of the prune phase, in [0, 1), that only observes (curvature) first.
         hold: share of the prune phase, in [0, 1), at the end in which the target is held but masks
@@ -54,11 +55,10 @@ class PruningSchedule:
     relax_until: float = 0.3
 
     def __post_init__(self) -> None:
-        if min(self.dense_epochs, self.finetune_epochs) < 0 or self.prune_epochs <= 0:
+        if min(self.dense_epochs, self.prune_epochs, self.finetune_epochs) < 0:
             raise ConfigError(
                 f"schedule: dense_epochs={self.dense_epochs}, prune_epochs={self.prune_epochs}, "
-                f"finetune_epochs={self.finetune_epochs}: prune_epochs must be above 0, the others "
-                "0 or more"
+                f"finetune_epochs={self.finetune_epochs}: each must be 0 or more"
             )
         if not (self.warmup >= 0 and self.hold >= 0 and self.warmup + self.hold < 1):
             raise ConfigError(
@@ -71,6 +71,10 @@ class PruningSchedule:
                 f"relax_until={self.relax_until} above 0 and at most 1"
             )
 
+    def at_once(self) -> "PruningSchedule":
+        """The same schedule for a procedure whose pruning takes no training steps."""
+        return replace(self, prune_epochs=0.0)
+
     @property
     def epochs(self) -> float:
         """Epochs of the whole run."""
@@ -82,10 +86,12 @@ class PruningSchedule:
         The phases are scaled in proportion where `total_steps` is not what `epochs` would give
         (a user who caps `trainer.max_epochs`); the prune phase keeps at least one step.
         """
+        if not self.epochs:
+            return 0, 0
         start = round(total_steps * self.dense_epochs / self.epochs)
         stop = round(total_steps * (self.dense_epochs + self.prune_epochs) / self.epochs)
         start = min(start, max(total_steps - 1, 0))
-        return start, max(stop, start + 1)
+        return start, max(stop, start + 1) if self.prune_epochs else start
 
     def at(self, step: int, total_steps: int) -> SchedulePoint:
         """The point of the schedule that holds once `step` optimizer steps have been taken."""

@@ -6,26 +6,31 @@ from typing import Any
 import pytorch_lightning as pl
 from safetensors.torch import load_file, save_file
 
-from crosspruner.pruning.callback import CrossbarPruning
+from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import Phase
 
 
-class DenseSnapshot(pl.Callback):
-    """Writes the network's weights to a file at the last step before the prune phase.
+class Snapshot(pl.Callback):
+    """Writes the network's weights to a file before the first step of a phase.
 
     Args:
         path: the safetensors file to write. A resumed run that is past that step keeps the file
             that lies beside the checkpoint it resumes from.
         pruning: the callback whose schedule says when.
+        phase: PRUNE for the dense network, FINETUNE for the pruned one before it is fine-tuned.
     """
 
-    def __init__(self, path: str | Path, pruning: CrossbarPruning) -> None:
+    def __init__(self, path: str | Path, pruning: PruningCallback, phase: Phase) -> None:
         self.path = Path(path)
         self.pruning = pruning
+        self.phase = phase
         self.taken = False
 
+    @property
+    def state_key(self) -> str:
+        return self._generate_state_key(phase=int(self.phase))
+
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._take_if_due(trainer, pl_module)
         if self.taken and not self.path.exists() and trainer.ckpt_path is not None:
             earlier = Path(trainer.ckpt_path).parent / self.path.name
             if earlier.exists():
@@ -35,10 +40,7 @@ class DenseSnapshot(pl.Callback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        self._take_if_due(trainer, pl_module)
-
-    def _take_if_due(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self.taken or self.pruning.phase_at(trainer.global_step) is Phase.DENSE:
+        if self.taken or self.pruning.phase_at(trainer.global_step) < self.phase:
             return
         self.taken = True
         if trainer.is_global_zero:

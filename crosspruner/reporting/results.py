@@ -23,6 +23,8 @@ class Outcome:
         masks: layer name -> (U, P) bool.
         val_accuracy: validation accuracy of the pruned network, by which it was chosen and by which
             runs are to be compared and chosen; None where it is not known.
+        oneshot_accuracy: test accuracy right after the pruning, before any fine-tuning; None where
+            it is not known.
     """
 
     dense_accuracy: float | None
@@ -30,6 +32,7 @@ class Outcome:
     plan: Plan
     masks: dict[str, Tensor]
     val_accuracy: float | None = None
+    oneshot_accuracy: float | None = None
 
 
 def summary_of(outcome: Outcome, labels: dict[str, Any], seconds: float) -> dict[str, Any]:
@@ -50,6 +53,7 @@ def summary_of(outcome: Outcome, labels: dict[str, Any], seconds: float) -> dict
         "accuracy": outcome.accuracy,
         "accuracy_drop": drop,
         "val_accuracy": outcome.val_accuracy,
+        "oneshot_accuracy": outcome.oneshot_accuracy,
         "compute_crossbars_dense": dense.compute_crossbars,
         "compute_crossbars": plan.compute_crossbars,
         "compute_saved": 1 - plan.compute_crossbars / dense.compute_crossbars,

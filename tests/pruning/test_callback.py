@@ -99,7 +99,7 @@ def test_the_budget_is_met_and_what_is_pruned_is_exactly_zero(grain, solver):
     target = 0.5 * callback.dense_plan.compute_crossbars
     assert abs(plan.compute_crossbars - target) <= smallest / 2
     for name, state in callback.states.items():
-        assert callback.layouts[name].blocks_of(state.layer.mask) == callback.budget[name]
+        assert callback.layouts[name].blocks_of(state.layer.mask) == callback.blocks[name]
         weight = module.get_submodule(name).weight
         assert bool((weight[~state.layer.kept.expand_as(weight)] == 0).all())
         assert bool((weight[state.layer.kept.expand_as(weight)] != 0).any())

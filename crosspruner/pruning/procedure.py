@@ -1,0 +1,96 @@
+"""The layer-wise procedure as a whole: weigh outputs, divide the budget, walk along the network."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor, nn
+
+from crosspruner.hardware import Plan
+from crosspruner.pruning.budget import global_budget
+from crosspruner.pruning.budget_settings import BudgetSettings
+from crosspruner.pruning.cost_curves import cost_curves
+from crosspruner.pruning.layer_pruner import LayerwiseSettings
+from crosspruner.pruning.layerwise import prune_layers, users_of
+from crosspruner.pruning.output_weights import output_weights
+from crosspruner.sparsity import GroupLayout
+
+Evaluate = Callable[[nn.Module], float]
+"""A network in evaluation mode -> its accuracy, 0 to 1."""
+
+
+@dataclass
+class ProcedureResult:
+    """What the procedure decided."""
+
+    masks: dict[str, Tensor]
+    """Layer name -> (U, P) bool, on the CPU."""
+    layouts: dict[str, GroupLayout]
+    """Layer name -> its groups, in the order that they were pruned in."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Layer name -> squared error of its outputs relative to their energy."""
+
+    @property
+    def orders(self) -> dict[str, Tensor]:
+        """Layer name -> (G, Cin / G) input order, of reordered layers."""
+        orders = {name: layout.input_order for name, layout in self.layouts.items()}
+        return {name: order for name, order in orders.items() if order is not None}
+
+
+def prune_network(
+    network: nn.Module,
+    dense: nn.Module,
+    plan: Plan,
+    layouts: Mapping[str, GroupLayout],
+    ratio: float,
+    batches: Sequence[Tensor],
+    settings: LayerwiseSettings,
+    budget: BudgetSettings,
+    generator: torch.Generator,
+    evaluate: Evaluate | None = None,
+) -> ProcedureResult:
+    """Prune a network in place.
+
+    Args:
+        network: the copy to prune.
+        dense: the network as it was.
+        plan: the dense plan.
+        layouts: the layers that may be pruned.
+        ratio: fraction of the plan's compute crossbars to remove, in [0, 1).
+        batches: calibration images.
+        settings: how each layer is pruned.
+        budget: how the ratio is divided.
+        generator: source of all randomness, on the CPU.
+        evaluate: needed where the budget asks for accuracies.
+
+    Raises:
+        BudgetError: the ratio cannot be met.
+        DataError, ModelError: see `layerwise.prune_layers`.
+    """
+    with evaluation(network), evaluation(dense):
+        weights = output_weights(dense, users_of(plan, layouts), batches, generator)
+        blocks, _ = budget.first_blocks(plan, layouts, ratio)
+        if budget.name == "global":
+            costs = cost_curves(dense, plan, layouts, batches, weights, settings, generator)
+            blocks = global_budget(plan, layouts, ratio, costs)
+        pruned = prune_layers(
+            network, dense, plan, layouts, blocks, batches, weights, settings, generator
+        )
+    ordered = {
+        name: replace(layout, input_order=pruned.orders.get(name, layout.input_order))
+        for name, layout in layouts.items()
+    }
+    return ProcedureResult(pruned.masks, ordered, pruned.errors)
+
+
+@contextmanager
+def evaluation(network: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside, every submodule's own mode after."""
+    modes = {module: module.training for module in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
