@@ -9,8 +9,11 @@ from torch import Tensor
 
 from crosspruner.solver.pivot import PivotTable
 from crosspruner.solver.problem import LayerProblem
-from crosspruner.solver.reduce import reduce_problem
+from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.swap import gram_loss
+
+MOST_TARGETS = 8
+"""Outputs of a problem that are looked at; more are condensed to their main directions."""
 
 RANK = 4
 """Directions per group of the stand-in that large refits are judged on, at least."""
@@ -51,7 +54,7 @@ class RefitJudge(Judge):
 
     def __init__(self, problem: LayerProblem) -> None:
         assert problem.refit is not None
-        whole = problem.refit
+        whole = condense_targets(problem.refit, MOST_TARGETS)
         rank = max(RANK, 2 * whole.target.shape[2])
         self.problem = whole if rank >= whole.group_size else reduce_problem(whole, rank)
         self.table = PivotTable(self.problem)

@@ -15,9 +15,10 @@ import torch
 from torch import Tensor
 
 from crosspruner.errors import SolverError
+from crosspruner.solver.exhaustive import MAX_FLOPS, best_of_all_refit, trial_flops
 from crosspruner.solver.obs import batch_parts
 from crosspruner.solver.pivot import PivotTable
-from crosspruner.solver.reduce import reduce_problem
+from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.rpp import check_keep, rpp
 
@@ -26,6 +27,9 @@ STEP = 0.3
 
 FLOPS = 2e11
 """Operations that the search of one layer may take: some seconds on one core."""
+
+MOST_TARGETS = 16
+"""Outputs of a problem that the search looks at; more are condensed to their main directions."""
 
 
 def lgd_rpp_refit(
@@ -37,6 +41,7 @@ def lgd_rpp_refit(
     swaps: bool = True,
     generator: torch.Generator | None = None,
     rank: int | None = None,
+    exact: bool = True,
 ) -> Tensor:
     """Choose which groups each problem keeps so that its refitted outputs change least.
 
@@ -51,10 +56,11 @@ def lgd_rpp_refit(
         rank: directions per group of the stand-in that large problems are searched on
             (`reduce_problem`); d or more searches the problem itself. None: as many as the search
             can afford within about `FLOPS` operations.
+        exact: try all masks where that is cheap (`exhaustive`).
 
     Returns:
-        (B, P) bool, exactly `keep` True per row: of all runs the mask of least refitted loss,
-        solved in full.
+        (B, P) bool, exactly `keep` True per row: the best mask of all where all were tried, else of
+        all runs, solved in full where that is affordable, on the stand-in where it is not.
 
     Raises:
         SolverError: an argument out of range, or moments too close to singular.
@@ -69,21 +75,61 @@ def lgd_rpp_refit(
     keep = check_keep(problem.target.new_empty(problem.num_problems, problem.num_groups), keep)
     if generator is None:
         generator = torch.Generator(problem.target.device).manual_seed(0)
-    rank = affordable_rank(problem, restarts) if rank is None else rank
-    stand_in = problem if rank >= problem.group_size else reduce_problem(problem, rank)
     chosen = torch.zeros(
         problem.num_problems, problem.num_groups, dtype=torch.bool, device=problem.target.device
     )
+    search = torch.ones_like(keep, dtype=torch.bool)
+    allowed = MAX_FLOPS if exact and problem.moment.ndim == 2 else 0.0
+    for number in keep.unique().tolist():
+        rows = (keep == number).nonzero().squeeze(1)
+        flops = trial_flops(problem.rows(rows), number)
+        if flops <= allowed:
+            chosen[rows] = best_of_all_refit(problem.rows(rows), number)
+            search[rows] = False
+            allowed -= flops
+    left = search.nonzero().squeeze(1)
+    if len(left):
+        settings = (steps, relax, restarts, swaps, generator, rank)
+        chosen[left] = _search(problem.rows(left), keep[left], *settings)
+    return chosen
+
+
+def _search(
+    problem: RefitProblem,
+    keep: Tensor,
+    steps: int,
+    relax: float,
+    restarts: int,
+    swaps: bool,
+    generator: torch.Generator,
+    rank: int | None,
+) -> Tensor:
+    """An elimination and `restarts` LGD runs of every problem; the best mask of each."""
+    condensed = condense_targets(problem, MOST_TARGETS)
+    rank = affordable_rank(condensed, restarts) if rank is None else rank
+    stand_in = condensed if rank >= problem.group_size else reduce_problem(condensed, rank)
+    chosen = torch.zeros(len(keep), problem.num_groups, dtype=torch.bool, device=keep.device)
     for part in batch_parts(stand_in):
         table = PivotTable(stand_in.rows(part))
         worth = table.scores()
         table.eliminate(keep[part])
         runs = [_finish(table, swaps)]
+        losses = [table.loss.clone()]
         for _ in range(restarts):
             _descend(table, worth, keep[part], steps, relax, generator)
             runs.append(_finish(table, swaps))
-        chosen[part] = _best(problem.rows(part), runs)
+            losses.append(table.loss.clone())
+        if solve_flops(problem, keep[part]) * len(runs) <= FLOPS:
+            chosen[part] = _best(problem.rows(part), runs)
+        else:  # by the stand-in
+            first = torch.stack(losses).argmin(0)
+            chosen[part] = torch.stack(runs)[first, torch.arange(len(first), device=first.device)]
     return chosen
+
+
+def solve_flops(problem: RefitProblem, keep: Tensor) -> float:
+    """Operations of refitting that many groups (b,) of each problem in full."""
+    return float(((keep * problem.group_size).double() ** 3 / 3).sum())
 
 
 def _descend(

@@ -9,10 +9,33 @@ to P * rank rows. Masks are chosen there; losses and weights are always solved i
 Source: our own; a Galerkin projection as in reduced-basis methods.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem, cholesky
+
+
+def condense_targets(problem: RefitProblem, most: int) -> RefitProblem:
+    """Turn a problem's outputs until few of them carry nearly all energy, and keep those.
+
+    Any rotation of the outputs leaves the loss of every mask as it is; dropping outputs leaves out
+    what they would add. Linear layers put 100 and more outputs under one mask.
+
+    Args:
+        problem: of n outputs.
+        most: outputs to keep, >= 1; n or more leaves the problem as it is.
+
+    Returns:
+        The problem of min(n, most) outputs; its losses are upper bounds of the true ones.
+    """
+    if problem.target.shape[2] <= most:
+        return problem
+    weights = problem.inverse @ problem.target
+    energy = problem.target.mT @ weights
+    main = torch.linalg.eigh((energy + energy.mT) / 2).eigenvectors[:, :, -most:]
+    return replace(problem, target=problem.target @ main)
 
 
 def reduce_problem(problem: RefitProblem, rank: int) -> RefitProblem:
@@ -56,12 +79,13 @@ def _reduce(
     weights = (inverse.reshape(size, size) @ problem.target).unflatten(1, (groups, height))
     basis = _basis(_responses(inverse, metric @ weights), metric, sketch)
 
-    by_group = problem.moment.view(groups, height, groups, height)
+    # The one large product; the stand-in ranks groups, so float32 is exact enough for it.
+    by_group = problem.moment.view(groups, height, groups, height).float()
+    single = basis.float()
     # (B, P, d, P, rank): the moment times every group's basis.
-    half = torch.einsum("gxhy,bhyr->bgxhr", by_group, basis)
-    moment = torch.einsum("bgxs,bgxhr->bgshr", basis, half).reshape(
-        batch, groups * rank, groups * rank
-    )
+    half = torch.einsum("gxhy,bhyr->bgxhr", by_group, single)
+    moment = torch.einsum("bgxs,bgxhr->bgshr", single, half).double()
+    moment = moment.reshape(batch, groups * rank, groups * rank)
     target = basis.mT @ problem.target.unflatten(1, (groups, height))
     return (moment + moment.mT) / 2, target.flatten(1, 2)
 

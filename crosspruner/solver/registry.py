@@ -129,7 +129,9 @@ def _obs_group(
 def _greedy_refit(
     problem: LayerProblem, keep: Tensor, generator: torch.Generator, swaps: bool = True
 ) -> Tensor:
-    return lgd_rpp_refit(_refit_of(problem), keep, restarts=0, swaps=swaps, generator=generator)
+    return lgd_rpp_refit(
+        _refit_of(problem), keep, restarts=0, swaps=swaps, generator=generator, exact=False
+    )
 
 
 def _lgd_rpp_refit(
@@ -141,8 +143,11 @@ def _lgd_rpp_refit(
     restarts: int = 4,
     swaps: bool = True,
     rank: int | None = None,
+    exact: bool = True,
 ) -> Tensor:
-    return lgd_rpp_refit(_refit_of(problem), keep, steps, relax, restarts, swaps, generator, rank)
+    return lgd_rpp_refit(
+        _refit_of(problem), keep, steps, relax, restarts, swaps, generator, rank, exact
+    )
 
 
 def _refit_of(problem: LayerProblem) -> RefitProblem:
