@@ -40,6 +40,14 @@ class Tiny(pl.LightningModule):
     def training_step(self, batch, batch_idx):
         return F.cross_entropy(self(batch[0]), batch[1])
 
+    def train_dataloader(self):
+        """Batch for batch, the processes together see what one sees."""
+        images = torch.randn(96, 2, 4, 4, generator=torch.Generator().manual_seed(1))
+        labels = images.mean(dim=(1, 2, 3)).gt(0).long()
+        processes, rank = self.trainer.world_size, self.trainer.global_rank
+        ours = TensorDataset(images[rank::processes], labels[rank::processes])
+        return DataLoader(ours, batch_size=GLOBAL_BATCH // processes)
+
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.05, momentum=0.9)
 
@@ -47,8 +55,6 @@ class Tiny(pl.LightningModule):
 def main(folder, processes, solver, objective, relax):
     pl.seed_everything(0, verbose=False)
     module = Tiny()
-    images = torch.randn(96, 2, 4, 4, generator=torch.Generator().manual_seed(1))
-    labels = images.mean(dim=(1, 2, 3)).gt(0).long()
     pruning = CrossbarPruning(
         crossbar="18x8",
         mapping="folded",
@@ -65,14 +71,14 @@ def main(folder, processes, solver, objective, relax):
         accelerator="cpu",
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
+        use_distributed_sampler=False,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[pruning],
     )
-    loader = DataLoader(TensorDataset(images, labels), batch_size=GLOBAL_BATCH // processes)
-    trainer.fit(module, loader)
+    trainer.fit(module)
     if processes > 1:
         assert torch.distributed.get_backend() == "gloo"
     left = {
