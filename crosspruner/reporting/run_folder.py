@@ -52,6 +52,9 @@ PHASES = ("dense", "prune", "fine-tune")
 # A file by which a folder is recognised as a run folder; the first one is written by Hydra.
 _SIGNS = (".hydra/config.yaml", "summary.json", "DONE", "FAILED")
 
+# A file by which the folder of a sweep is recognised; it has a DONE of its own.
+_SIGN_OF_A_SWEEP = "multirun.yaml"
+
 
 @dataclass
 class RunFolder:
@@ -178,7 +181,9 @@ class RunFolder:
 
 
 def is_run_folder(path: Path) -> bool:
-    """Whether `path` carries a sign of a run."""
+    """Whether `path` carries a sign of a run, and is not a sweep."""
+    if (path / _SIGN_OF_A_SWEEP).is_file():
+        return False
     return any((path / sign).is_file() for sign in _SIGNS)
 
 

@@ -8,10 +8,12 @@ import pandas as pd
 
 from crosspruner.reporting.run_folder import RunFolder
 from crosspruner.reporting.sweep_table import SETTINGS, parse_overrides, varying
-from crosspruner.reporting.templating import count, duration, percent, points
+from crosspruner.reporting.templating import count, duration, number, percent, points
 
 MAX_CHOICES = 12
 """A column with more values than this is searched by text, not by a choice box."""
+
+_LAYER_RATIO = "budget.layer_ratios."
 
 _NUMERIC = frozenset({"ratio", "seed"})
 
@@ -68,7 +70,12 @@ def run_columns(table: pd.DataFrame, runs: Sequence[RunFolder]) -> Iterator[Colu
     typed = pd.DataFrame([parse_overrides(run.overrides) for run in runs], table.index)
     typed = typed[[key for key in typed if key not in SETTINGS]].fillna("").astype(str)
     for key in varying(typed):
-        yield Column(key, list(typed[key]), list(typed[key]), True, is_setting=True)
+        values = list(typed[key])
+        if key.startswith(_LAYER_RATIO):  # a search has many, with a value of its own in each run
+            shown = [_short(value) for value in values]
+            yield Column(key.removeprefix(_LAYER_RATIO), values, shown, False, is_setting=False)
+        else:
+            yield Column(key, values, values, True, is_setting=True)
 
 
 def shared_settings(table: pd.DataFrame) -> list[tuple[str, str]]:
@@ -81,4 +88,10 @@ def shared_settings(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def _plain(value: Any) -> str:
-    return "" if pd.isna(value) else f"{value:g}" if isinstance(value, float) else str(value)
+    return "" if pd.isna(value) else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _short(text: str) -> str:
+    """`0.666667` -> `0.667`; what is no number stays as it is."""
+    known = number(text)
+    return text if known is None else f"{known:.3g}"

@@ -12,6 +12,7 @@ from crosspruner.reporting.config_diff import config_table
 from crosspruner.reporting.frontier import MAX_LINES, frontiers, unbeaten
 from crosspruner.reporting.layer_heat import kept_by_layer, layer_heat, survival_share
 from crosspruner.reporting.run_folder import RunFolder, find_runs
+from crosspruner.reporting.run_rows import run_columns
 from crosspruner.reporting.series import Series, find_series
 from crosspruner.reporting.sweep_table import RESULTS, SETTINGS, parse_overrides, sweep_table
 
@@ -115,15 +116,21 @@ def test_a_search_over_layers_is_one_line_through_its_unbeaten_runs(make_run, tm
     """Each trial has a ratio of its own, and a layer may have few values: neither makes a line."""
     for number in range(4):
         run = make_run(tmp_path / str(number), ratio=0.1 + number / 10, steps=2)
-        typed = [f"+budget.layer_ratios.a={number % 2}", f"+budget.layer_ratios.b={number}"]
+        typed = [f"+budget.layer_ratios.a={number % 2}", f"+budget.layer_ratios.b={number / 3:.6g}"]
         (run / ".hydra/overrides.yaml").write_text(json.dumps(["budget=per_layer", *typed]))
         summary = json.loads((run / "summary.json").read_text())
         summary |= {"budget": "per_layer", "compute_saved": number / 10}
         summary |= {"accuracy": [0.9, 0.7, 0.85, 0.8][number]}
         (run / "summary.json").write_text(json.dumps(summary))
     found = find_runs(tmp_path)
-    (one,) = find_series(sweep_table(found, tmp_path), found)
+    table = sweep_table(found, tmp_path)
+    (one,) = find_series(table, found)
     assert one.line["accuracy"].tolist() == [0.9, 0.85, 0.8]
+    of_layers = [column for column in run_columns(table, found) if column.name in "ab"]
+    assert [(c.name, c.shown, c.choices) for c in of_layers] == [
+        ("a", ["0", "1", "0", "1"], []),
+        ("b", ["0", "0.333", "0.667", "1"], []),
+    ]
 
 
 def test_settings_that_change_together_are_named_once(make_run, tmp_path):
@@ -234,6 +241,14 @@ def test_page_has_every_run_and_its_figures_beside_it(sweep):
         assert (sweep / link).is_file()
     numbers = pd.read_csv(sweep / "figures/frontier-vgg8-on-digits.csv")
     assert numbers["seeds"].sum() == 6
+
+
+def test_a_finished_sweep_is_no_run_though_it_has_a_done_of_its_own(make_run, tmp_path):
+    make_run(tmp_path / "stamp/0", steps=2)
+    (tmp_path / "stamp/multirun.yaml").write_text("hydra: {}")  # hydra's own
+    (tmp_path / "stamp/DONE").touch()
+    assert [run.path.name for run in find_runs(tmp_path)] == ["0"]
+    assert "1 of 1 runs" in write_sweep_report(tmp_path / "stamp").read_text()
 
 
 def test_one_run_and_one_job_and_only_failures(make_run, tmp_path):
