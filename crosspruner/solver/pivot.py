@@ -18,7 +18,7 @@ is that of group OBS (Hassibi and Stork, NeurIPS 1992; OSSCAR, ICML 2024).
 import torch
 from torch import Tensor
 
-from crosspruner.solver.refit import RefitProblem, cholesky
+from crosspruner.solver.refit import RefitProblem, cholesky, times
 
 
 class PivotTable:
@@ -34,7 +34,7 @@ class PivotTable:
         self.groups, self.height = problem.num_groups, problem.group_size
         batch, size, self._num_targets = problem.target.shape
         inverse = problem.inverse
-        weights = inverse @ problem.target
+        weights = times(inverse, problem.target)
         # The target rides along as extra columns: one product updates both.
         self._table = torch.cat([-inverse.expand(batch, size, size), weights], dim=2)
         self._constant = problem.constant

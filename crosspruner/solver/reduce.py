@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem, cholesky
+from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem, cholesky, times
 
 
 def condense_targets(problem: RefitProblem, most: int) -> RefitProblem:
@@ -32,7 +32,7 @@ def condense_targets(problem: RefitProblem, most: int) -> RefitProblem:
     """
     if problem.target.shape[2] <= most:
         return problem
-    weights = problem.inverse @ problem.target
+    weights = times(problem.inverse, problem.target)
     energy = problem.target.mT @ weights
     main = torch.linalg.eigh((energy + energy.mT) / 2).eigenvectors[:, :, -most:]
     return replace(problem, target=problem.target @ main)
@@ -76,8 +76,8 @@ def _reduce(
     groups, height = problem.num_groups, problem.group_size
     batch, size, _ = problem.target.shape
     rank = sketch.shape[1]
-    weights = (inverse.reshape(size, size) @ problem.target).unflatten(1, (groups, height))
-    basis = _basis(_responses(inverse, metric @ weights), metric, sketch)
+    weights = times(inverse.reshape(size, size), problem.target).unflatten(1, (groups, height))
+    basis = _basis(_responses(inverse, _per_group(metric, weights)), metric, sketch)
 
     # The one large product; the stand-in ranks groups, so float32 is exact enough for it.
     by_group = problem.moment.view(groups, height, groups, height).float()
@@ -99,11 +99,18 @@ def _responses(inverse: Tensor, scaled: Tensor) -> Tensor:
 def _basis(responses: Tensor, metric: Tensor, sketch: Tensor) -> Tensor:
     """The strongest directions (B, P, d, rank) of the responses, orthonormal in the metric."""
     factor = cholesky(metric)
-    tall = factor.mT @ responses
+    tall = _per_group(factor.mT, responses)
     # Two rounds of subspace iteration find the leading space well enough at any spectrum.
     space = tall @ sketch
     for _ in range(2):
         space = torch.linalg.qr(space).Q
         space = tall @ (tall.mT @ space)
     space = torch.linalg.qr(space).Q
-    return torch.linalg.solve_triangular(factor.mT, space, upper=True)
+    columns = space.permute(1, 2, 0, 3)  # (P, d, B, rank): one solve per group for all problems
+    solved = torch.linalg.solve_triangular(factor.mT, columns.flatten(2), upper=True)
+    return solved.view_as(columns).permute(2, 0, 1, 3).contiguous()
+
+
+def _per_group(matrix: Tensor, values: Tensor) -> Tensor:
+    """matrix (P, d, d) times values (B, P, d, m), without a copy of the matrix for each problem."""
+    return torch.einsum("gxy,bgym->bgxm", matrix, values)

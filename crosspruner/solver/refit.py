@@ -151,12 +151,12 @@ class RefitProblem:
     def _remove(self, problems: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """V - A_:R A_RR^-1 V_R with A = H^-1 and V = A T, for groups R pruned from all."""
         rows = self._rows_of(~mask)
-        dense = self.inverse @ self.target[problems]
+        dense = times(self.inverse, self.target[problems])
         removed = dense.gather(1, rows.unsqueeze(2).expand(-1, -1, dense.shape[2]))
         factor = cholesky(self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)])
         scaled = torch.cholesky_solve(removed, factor)
         spread = torch.zeros_like(dense).scatter_(1, rows.unsqueeze(2).expand_as(scaled), scaled)
-        weights = dense - self.inverse @ spread
+        weights = dense - times(self.inverse, spread)
         weights.scatter_(1, rows.unsqueeze(2).expand_as(scaled), 0.0)
         gain = (self.target[problems] * dense).sum((1, 2)) - (removed * scaled).sum((1, 2))
         return weights, self.constant[problems] - gain
@@ -166,6 +166,17 @@ class RefitProblem:
         marked = mask.nonzero()[:, 1].view(len(mask), -1)
         within = torch.arange(self.group_size, device=mask.device)
         return (marked.unsqueeze(2) * self.group_size + within).flatten(1)
+
+
+def times(matrix: Tensor, columns: Tensor) -> Tensor:
+    """matrix (D, D) or (B, D, D) times columns (B, D, n), one product where the matrix is shared.
+
+    Broadcasting would copy a shared matrix for every problem.
+    """
+    if matrix.ndim == 3:
+        return matrix @ columns
+    flat = columns.transpose(0, 1).flatten(1)
+    return (matrix @ flat).unflatten(1, (len(columns), -1)).transpose(0, 1)
 
 
 def cholesky(matrix: Tensor) -> Tensor:
