@@ -1,6 +1,6 @@
 """The layer-wise procedure as a whole: weigh outputs, divide the budget, walk along the network."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
@@ -15,9 +15,6 @@ from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise import prune_layers, users_of
 from crosspruner.pruning.output_weights import output_weights
 from crosspruner.sparsity import GroupLayout
-
-Evaluate = Callable[[nn.Module], float]
-"""A network in evaluation mode -> its accuracy, 0 to 1."""
 
 
 @dataclass
@@ -48,7 +45,6 @@ def prune_network(
     settings: LayerwiseSettings,
     budget: BudgetSettings,
     generator: torch.Generator,
-    evaluate: Evaluate | None = None,
 ) -> ProcedureResult:
     """Prune a network in place.
 
@@ -62,7 +58,6 @@ def prune_network(
         settings: how each layer is pruned.
         budget: how the ratio is divided.
         generator: source of all randomness, on the CPU.
-        evaluate: needed where the budget asks for accuracies.
 
     Raises:
         BudgetError: the ratio cannot be met.

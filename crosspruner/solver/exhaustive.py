@@ -68,7 +68,7 @@ def best_of_all_refit(problem: RefitProblem, keep: int) -> Tensor:
     batch, _, columns = problem.target.shape
     device = problem.target.device
     supports = torch.tensor(list(combinations(range(groups), keep)), device=device)
-    supports = supports.view(-1, keep).long()
+    supports = supports.view(len(supports), keep).long()
     targets = problem.target.transpose(0, 1).flatten(1)  # (D, B * n)
     best_gain = targets.new_full((batch,), -torch.inf)
     best = torch.zeros(batch, dtype=torch.int64, device=device)

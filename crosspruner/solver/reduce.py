@@ -79,12 +79,10 @@ def _reduce(
     weights = times(inverse.reshape(size, size), problem.target).unflatten(1, (groups, height))
     basis = _basis(_responses(inverse, _per_group(metric, weights)), metric, sketch)
 
-    # The one large product; the stand-in ranks groups, so float32 is exact enough for it.
-    by_group = problem.moment.view(groups, height, groups, height).float()
-    single = basis.float()
+    by_group = problem.moment.view(groups, height, groups, height)
     # (B, P, d, P, rank): the moment times every group's basis.
-    half = torch.einsum("gxhy,bhyr->bgxhr", by_group, single)
-    moment = torch.einsum("bgxs,bgxhr->bgshr", single, half).double()
+    half = torch.einsum("gxhy,bhyr->bgxhr", by_group, basis)
+    moment = torch.einsum("bgxs,bgxhr->bgshr", basis, half)
     moment = moment.reshape(batch, groups * rank, groups * rank)
     target = basis.mT @ problem.target.unflatten(1, (groups, height))
     return (moment + moment.mT) / 2, target.flatten(1, 2)

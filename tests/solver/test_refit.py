@@ -8,8 +8,9 @@ from hypothesis import strategies as st
 from crosspruner.errors import SolverError
 from crosspruner.solver import LayerProblem, RefitProblem, lgd_rpp_refit, obs_group
 from crosspruner.solver.blocks import join_weights
+from crosspruner.solver.exhaustive import best_of_all_refit
 from crosspruner.solver.pivot import PivotTable
-from crosspruner.solver.reduce import reduce_problem
+from crosspruner.solver.reduce import condense_targets, reduce_problem
 
 
 def random_layer(rows: list[int], num_outputs: int, samples: int = 200, seed: int = 0):
@@ -194,6 +195,42 @@ def test_lgd_rpp_refit_finds_the_optimum_of_enumerated_problems(keep):
     mask = lgd_rpp_refit(problem, keep, restarts=8)
     optimum = enumerate_refits(problem, keep)
     assert torch.allclose(problem.solve(mask)[1], optimum, rtol=1e-9)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 5, 6])
+def test_trying_all_masks_finds_the_least_loss(keep, monkeypatch):
+    problem = random_problem(groups=6, batch=4, outputs=3, seed=keep)
+    monkeypatch.setattr("crosspruner.solver.exhaustive._CHUNK_ENTRIES", 2000)
+    mask = best_of_all_refit(problem, keep)
+    assert torch.equal(mask.sum(1), torch.full((4,), keep))
+    assert torch.allclose(problem.solve(mask)[1], enumerate_refits(problem, keep))
+
+
+def test_rows_that_cannot_afford_all_masks_are_searched(monkeypatch):
+    monkeypatch.setattr("crosspruner.solver.lgd_refit.MAX_FLOPS", 3e4)
+    problem, keep = random_problem(batch=5), torch.tensor([1, 3, 0, 5, 3])
+    mask = lgd_rpp_refit(problem, keep)
+    assert torch.equal(mask.sum(1), keep)
+    for row in (0, 2):  # those that can
+        best = enumerate_refits(problem, int(keep[row]))[row]
+        assert problem.solve(mask)[1][row].item() == pytest.approx(best.item())
+
+
+def test_condensed_outputs_weigh_masks_alike():
+    moment, weight, rows = random_layer([4] * 5, 6)
+    weight = weight[:, :2] @ torch.randn(2, 6, dtype=torch.float64)  # six outputs, two directions
+    problem = RefitProblem.from_moments(moment, weight, rows, torch.arange(6).view(1, 6))
+    small = condense_targets(problem, 2)
+    assert small.target.shape == (1, 20, 2)
+    for mask in every_mask(5, 3):
+        whole, part = (p.solve(mask[None])[1].item() for p in (problem, small))
+        assert part == pytest.approx(whole, abs=1e-8)
+    assert condense_targets(problem, 6) is problem
+    narrow = condense_targets(problem, 1)
+    assert all(
+        narrow.solve(mask[None])[1] > problem.solve(mask[None])[1] - 1e-9
+        for mask in every_mask(5, 3)
+    )
 
 
 def test_lgd_rpp_refit_beats_group_obs():

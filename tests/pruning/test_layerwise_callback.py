@@ -1,0 +1,103 @@
+"""LayerwisePruning in real fits of a tiny network: at once, exact, frozen, resumed bit for bit."""
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from crosspruner.errors import BudgetError, ConfigError
+from crosspruner.pruning.layer_pruner import LayerwiseSettings
+from crosspruner.pruning.layerwise_callback import LayerwisePruning
+from crosspruner.pruning.schedule import Phase, PruningSchedule
+
+from .test_callback import SaveAt, batches, fit, pytestmark  # noqa: F401
+
+
+def pruning(**given):
+    values = {
+        "crossbar": "16x8",
+        "mapping": "folded",
+        "ratio": 0.4,
+        "schedule": PruningSchedule(dense_epochs=1, finetune_epochs=3),
+        "settings": LayerwiseSettings(solver="magnitude"),
+        "calibration_images": 24,
+        "input_shape": (2, 4, 4),
+    }
+    return LayerwisePruning(**{**values, **given})
+
+
+class Watch(pl.Callback):
+    """Notes the crossbars left after each step."""
+
+    def __init__(self, callback):
+        self.callback, self.left = callback, []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.left.append(self.callback.compute_crossbars)
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+@pytest.mark.parametrize("reorder", ["none", "importance"])
+def test_it_prunes_once_after_the_dense_epochs(grain, reorder):
+    settings = LayerwiseSettings(solver="lgd_rpp", reorder=reorder)
+    callback = pruning(grain=grain, settings=settings)
+    watch = Watch(callback)
+    _, module = fit(callback, extra=[watch])
+    dense = callback.dense_plan.compute_crossbars
+    steps = len(batches())
+    assert set(watch.left[:steps]) == {dense}
+    assert len(set(watch.left[steps:])) == 1
+    assert callback.plan.compute_crossbars == watch.left[-1]
+    smallest = min(layout.crossbars_per_block for layout in callback.layouts.values())
+    assert abs(watch.left[-1] - 0.6 * dense) <= smallest
+    for name, layer in callback.layers.items():
+        weight = module.get_submodule(name).weight
+        kept = layer.kept.expand_as(weight)
+        assert not weight[~kept].any()
+        assert bool(weight[kept].any())
+        assert (callback.plan.layer(name).input_order is not None) == (reorder == "importance")
+
+
+@pytest.mark.parametrize("epoch", [0, 1])
+@pytest.mark.parametrize("reorder", ["none", "importance"])
+def test_a_resumed_run_ends_alike(tmp_path, epoch, reorder):
+    path = tmp_path / "last.ckpt"
+    settings = LayerwiseSettings(solver="magnitude", reorder=reorder)
+    straight = pruning(settings=settings)
+    _, expected = fit(straight, extra=[SaveAt(epoch, path)])
+    resumed = pruning(settings=settings)
+    _, module = fit(resumed, ckpt_path=path)
+    for name, mask in straight.masks.items():
+        assert torch.equal(resumed.masks[name], mask)
+    assert resumed.plan.to_dict() == straight.plan.to_dict()
+    for ours, theirs in zip(module.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_calibration_of_ones_own_and_a_ratio_of_zero():
+    seen = []
+
+    def images():
+        for batch in batches():
+            seen.append(len(batch[0]))
+            yield batch
+
+    fit(pruning(calibration=images()))
+    assert sum(seen) == 48
+    untouched = pruning(ratio=0.0)
+    fit(untouched)
+    assert untouched.compute_crossbars == untouched.dense_plan.compute_crossbars
+    assert not untouched.frozen
+
+
+def test_the_schedule_has_no_prune_phase():
+    schedule = pruning().schedule
+    assert schedule.epochs == 4
+    assert schedule.boundaries(24) == (6, 6)
+    assert [schedule.at(step, 24).phase for step in (5, 6)] == [Phase.DENSE, Phase.FINETUNE]
+
+
+def test_what_cannot_be_done_is_refused_before_training():
+    with pytest.raises(ConfigError, match="calibration_images=0"):
+        pruning(calibration_images=0)
+    with pytest.raises(BudgetError, match="largest feasible ratio"):
+        fit(pruning(ratio=0.97))
