@@ -5,6 +5,7 @@ Plan + Device -> chip_accuracy (DeviceWeights as convolutions, or OnDevice array
 """
 
 from crosspruner.hardware.chips import chip_accuracy as chip_accuracy
+from crosspruner.hardware.chips import needs_arrays as needs_arrays
 from crosspruner.hardware.crossbar import Crossbar as Crossbar
 from crosspruner.hardware.device import Device as Device
 from crosspruner.hardware.effective import device_weights as device_weights

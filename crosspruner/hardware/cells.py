@@ -158,7 +158,10 @@ def conductances(stored: Stored, device: Device, seed: Seed, layer: str, cell: T
         held = compensated(held, fault, stored.most)
     held = held + floor
     if device.lognormal:
-        held = held * (device.lognormal * normal(seed, layer, Effect.LOGNORMAL, cell)).exp()
+        # Of a pair without floor one cell is empty, and stays so whatever it is multiplied by.
+        one_of_pair = len(stored.levels) == 2 and not (stored.shift or floor or device.compensate)
+        varied = torch.where(stored.levels[:1] > 0, cell[:1], cell[1:]) if one_of_pair else cell
+        held = held * (device.lognormal * normal(seed, layer, Effect.LOGNORMAL, varied)).exp()
     if device.gaussian:
         spread = device.gaussian * stored.most
         held = (held + spread * normal(seed, layer, Effect.GAUSSIAN, cell)).clamp(min=0)

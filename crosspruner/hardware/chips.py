@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from math import prod
 
 import torch
 from torch import Tensor, nn
@@ -37,9 +38,10 @@ def chip_accuracy(
     """Share of the images that chips of a device classify right, each chip for itself.
 
     Effects on weights run as ordinary convolutions with the weights of each chip, one draw for all
-    copies of a weight (see `DeviceWeights`): fast. Where the device has an ADC, read noise or
-    wires, or with `copies="own"`, every crossbar is computed by itself (`OnDevice`): exact, some
-    twenty times slower. A device in which nothing is random is computed once for all seeds.
+    copies of a weight (see `DeviceWeights`): fast. With `copies="own"`, and always where the device
+    has an ADC, read noise, wires or faults (which hit the empty cells of a band as well), every
+    crossbar is computed by itself (`OnDevice`): exact, some twenty times slower. A device in which
+    nothing is random is computed once for all seeds.
 
     Args:
         plan: made for this model; dense or pruned.
@@ -63,7 +65,7 @@ def chip_accuracy(
         raise ConfigError(f"copies={copies}: choose one of {', '.join(COPIES)}.")
     if not batches:
         raise ConfigError("there are no images to measure the accuracy on: give some batches.")
-    by_array = device.needs_arrays or copies == "own"
+    by_array = copies == "own" or needs_arrays(plan, device)
     random = device.is_random or device.read_noise > 0
     chips = list(seeds) if random else list(seeds)[:1]
     with _evaluation(model), torch.no_grad():
@@ -77,6 +79,12 @@ def chip_accuracy(
             shares.append(share)
             advance()
     return torch.tensor(shares if random else shares * len(seeds), dtype=torch.float64)
+
+
+def needs_arrays(plan: Plan, device: Device) -> bool:
+    """Whether convolutions with other weights cannot stand for what the crossbars compute."""
+    has_copies = any(layer.slices * prod(layer.tiling.window) > 1 for layer in plan.layers)
+    return device.needs_arrays or (device.has_faults and has_copies)
 
 
 def _by_arrays(

@@ -1,7 +1,7 @@
 """What a real cell array does to a weight and to a column sum: the parameters of a device."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from crosspruner.errors import ConfigError
 
@@ -132,6 +132,13 @@ class Device:
     def needs_arrays(self) -> bool:
         """Whether an effect depends on a whole array at work, so that no weight stands for it."""
         return self.adc_bits is not None or self.read_noise > 0 or self.wire_ohms > 0
+
+    @property
+    def on_weights(self) -> "Device":
+        """The same device without what acts on whole arrays or on inputs."""
+        return replace(
+            self, adc_bits=None, read_noise=0.0, wire_ohms=0.0, input_bits=None, dac_bits=None
+        )
 
     @property
     def is_ideal(self) -> bool:
