@@ -18,12 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 from crosspruner import _torchvision_mend as _torchvision_mend  # first: others import torchvision
 from crosspruner.errors import CrossprunerError as CrossprunerError
+from crosspruner.hardware import Cost as Cost
 from crosspruner.hardware import Crossbar as Crossbar
 from crosspruner.hardware import Device as Device
 from crosspruner.hardware import LayerPlan as LayerPlan
 from crosspruner.hardware import MappingSpec as MappingSpec
 from crosspruner.hardware import OnDevice as OnDevice
 from crosspruner.hardware import Plan as Plan
+from crosspruner.hardware import UnitCosts as UnitCosts
 from crosspruner.hardware import chip_accuracy as chip_accuracy
 from crosspruner.hardware import device_weights as device_weights
 from crosspruner.hardware import plan_model as plan_model
