@@ -75,8 +75,8 @@ def main(folders: tuple[Path, ...], dense: bool, out: Path | None, **options: An
 
 def sweep(folders: tuple[Path, ...], dense: bool, out: Path, options: dict[str, Any]) -> None:
     """Judge every network under every effect, and write what came of it."""
-    data, subjects = read_runs(folders, dense)
     points = list(settings_of(options))
+    data, subjects = read_runs(folders, dense)
     # Without randomness, one chip stands for all.
     chips = sum(s.seeds if s.is_random else 1 for _, _, s in points) * len(subjects)
     rows: list[dict[str, Any]] = []
