@@ -255,6 +255,11 @@ def _test_earlier(
 
 def _check_device(device: DeviceSettings, plan: Plan) -> None:
     """Stop before training if the device does not fit the crossbar, and say what fits badly."""
+    if device.train and not device.on_weights.changes_weights:
+        raise ConfigError(
+            f"device.train=true, but device={device.name} does nothing to weights: choose another "
+            "device, or an effect, for example device.lognormal=0.1"
+        )
     if device.is_ideal:
         return
     check_cells(device, plan.crossbar)

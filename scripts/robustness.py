@@ -57,7 +57,7 @@ def numbers(kind: type) -> Any:
               help="Shares of stuck cells, half of them off, half fully on.")  # fmt: skip
 @click.option("--adc-bits", default="8,7,6,5,4", callback=numbers(int), show_default=True)
 @click.option("--seeds", default=20, show_default=True, help="Chips per point.")
-@click.option("--images", default=None, type=int, help="First test images; all by default.")
+@click.option("--images", default=None, type=int, help="Test images per chip; all by default.")
 @click.option("--array-seeds", default=2, show_default=True, help="Chips per point of faults.")
 @click.option("--array-images", default=128, show_default=True, help="Images of faults and adc.")
 @click.option("--placement", default="none", show_default=True, help="none, columns or both.")

@@ -15,17 +15,24 @@ from crosspruner.reporting.templating import count
 COST_COLUMNS = ["version", "layer", "quantity", "event", "count", "unit_cost", "cost", "unit"]
 """Columns of `cost.csv`: in every row, cost = count * unit_cost."""
 
-EVENTS = {
-    "array_read": "cells read",
-    "dac": "rows driven",
-    "adc": "columns converted",
-    "adder": "additions",
-    "buffer": "buffer bits",
-    "leakage": "leakage, crossbar ns",
-    "read": "reads, one after the other",
-    "array": "cells",
+_NAMES = {
+    ("energy", "array_read"): "cells read",
+    ("energy", "dac"): "rows driven",
+    ("energy", "adc"): "columns converted",
+    ("energy", "adder"): "additions",
+    ("energy", "buffer"): "buffer bits",
+    ("energy", "leakage"): "leakage, crossbar ns",
+    ("latency", "read"): "reads, one after the other",
+    ("area", "array"): "cells",
+    ("area", "dac"): "row drivers",
+    ("area", "adc"): "ADCs",
+    ("area", "adder"): "adders",
 }
-"""Event -> what a table calls it."""
+
+
+def event_name(quantity: str, event: str) -> str:
+    """What a table calls an event."""
+    return _NAMES.get((quantity, event), event)
 
 
 def cost_table(plan: Plan, units: UnitCosts) -> pd.DataFrame:
@@ -93,7 +100,7 @@ def energy_bars(table: pd.DataFrame) -> Figure | None:
         left = np.zeros(2)
         for i, row in enumerate(found.itertuples(index=False)):
             width = np.array([row.cost_dense, row.cost], dtype=float) * 1e-6
-            label = EVENTS.get(str(row.event), str(row.event)).removesuffix(", crossbar ns")
+            label = event_name("energy", str(row.event)).removesuffix(", crossbar ns")
             axes.barh([0, 1], width, 0.62, left, color=SERIES[i % len(SERIES)], label=label)
             left += width
         for y, total in enumerate(left):
@@ -109,7 +116,13 @@ def energy_bars(table: pd.DataFrame) -> Figure | None:
         axes.set_xlabel("energy per image, microjoule")
         axes.grid(axis="x")
         axes.spines["left"].set_visible(False)
-        figure.legend(loc="outside upper center", ncols=3, handlelength=1.0, handleheight=0.8)
+        figure.legend(
+            loc="outside upper center",
+            ncols=3,
+            handlelength=1.0,
+            handleheight=0.8,
+            borderaxespad=0.8,
+        )
     return figure
 
 
@@ -140,7 +153,7 @@ def cost_rows(table: pd.DataFrame) -> list[dict[str, Any]]:
             each = float(row["unit_cost"])
             rows.append(
                 {
-                    "name": EVENTS.get(row["event"], row["event"]),
+                    "name": event_name(quantity, row["event"]),
                     "count_dense": count(row["count_dense"]),
                     "count": count(row["count"]),
                     "unit_cost": "by layer"

@@ -10,10 +10,10 @@ import yaml
 from markupsafe import Markup
 
 from crosspruner.reporting.cost import (
-    EVENTS,
     cost_by_event,
     cost_rows,
     energy_bars,
+    event_name,
     significant,
 )
 from crosspruner.reporting.figures import TRAINING_FIGURES, crossbar_bars, training_curves
@@ -205,7 +205,7 @@ def _energy(run: RunFolder) -> Markup | None:
         return None
     sums = cost_by_event(run.costs, "energy")
     text = "; ".join(
-        f"{EVENTS.get(row['event'], row['event'])}: {significant(row['cost_dense'] * 1e-6)} to "
+        f"{event_name('energy', row['event'])}: {significant(row['cost_dense'] * 1e-6)} to "
         f"{significant(row['cost'] * 1e-6)} microjoule"
         for row in sums.to_dict("records")
     )

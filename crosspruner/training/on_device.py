@@ -1,13 +1,13 @@
 """A trained network judged as chips of a device would compute it."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Device, Plan, chip_accuracy, needs_arrays
-from crosspruner.hardware.chips import COPIES, Batch
+from crosspruner.hardware.chips import COPIES
 from crosspruner.training.data.base import ImageData
 
 
@@ -22,7 +22,7 @@ class DeviceSettings(Device):
     seeds: int = 5
     """Chips to judge, >= 1: seeds 0, 1, ..."""
     images: int | None = None
-    """Test images each chip sees, the first ones, >= 1; None = all."""
+    """Test images each chip sees, drawn once for all, >= 1; None = all."""
     array_images: int = 128
     """The same where every crossbar must be computed by itself, which takes long."""
     calibration_images: int = 64
@@ -70,19 +70,9 @@ def accuracy_on_device(
         network,
         settings,
         range(settings.seeds),
-        list(first_images(data, images)),
+        list(data.test_batches(images)),
         [x for x, _ in data.calibration_batches(settings.calibration_images)],
         settings.copies,
         bfloat16,
         advance,
     )
-
-
-def first_images(data: ImageData, images: int | None) -> Iterator[Batch]:
-    """Batches of the first test images; None = all of them."""
-    left = len(data.splits.test) if images is None else images
-    for x, labels in data.test_dataloader():
-        if left <= 0:
-            return
-        yield x[:left], labels[:left]
-        left -= len(labels)

@@ -14,8 +14,6 @@ from crosspruner.reporting.cost import (
 )
 from crosspruner.reporting.page import write_run_report
 
-from .conftest import write_run
-
 UNITS = UnitCosts("test", array_read_pj=0.01, adc_pj=2.0, read_ns=10.0, cell_um2=0.1)
 
 
@@ -42,8 +40,8 @@ def test_sums_by_event_keep_the_unit_cost_where_layers_share_it():
     assert "by layer" in {row["unit_cost"] for row in cost_rows(table)}
 
 
-def test_the_page_shows_costs(tmp_path):
-    run = write_run(tmp_path / "run")
+def test_the_page_shows_costs(run_dir):
+    run = run_dir
     write_cost_table(plan(), UNITS, run / "cost.csv")
     page = write_run_report(run).read_text()
     assert "What an image costs" in page
@@ -52,12 +50,12 @@ def test_the_page_shows_costs(tmp_path):
     assert 'href="cost.csv"' in page
 
 
-def test_a_page_without_costs_has_no_such_part(tmp_path):
-    assert "What an image costs" not in write_run_report(write_run(tmp_path / "run")).read_text()
+def test_a_page_without_costs_has_no_such_part(run_dir):
+    assert "What an image costs" not in write_run_report(run_dir).read_text()
 
 
-def test_a_broken_cost_table_is_named(tmp_path):
-    run = write_run(tmp_path / "run")
+def test_a_broken_cost_table_is_named(run_dir):
+    run = run_dir
     (run / "cost.csv").write_text("a,b\n1,2\n")
     assert "cost.csv cannot be read" in write_run_report(run).read_text()
 

@@ -33,3 +33,9 @@ def test_a_device_that_does_not_fit_the_crossbar_is_refused_before_training(trai
     assert code == 1
     assert "set crossbar.weight_bits=12" in err
     assert "epoch 1/3" not in out
+
+
+def test_noise_of_a_device_without_any_is_refused(train, tmp_path):
+    code, _, err = train(tmp_path, *SMALL, "logger=csv", "device.train=true")
+    assert code == 1
+    assert "does nothing to weights" in err

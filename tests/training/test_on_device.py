@@ -1,10 +1,10 @@
 import pytest
 
-from crosspruner.errors import ConfigError
+from crosspruner.errors import ConfigError, DataError
 from crosspruner.hardware import plan_model
 from crosspruner.training import build_model
 from crosspruner.training.data import SyntheticData
-from crosspruner.training.on_device import DeviceSettings, accuracy_on_device, first_images
+from crosspruner.training.on_device import DeviceSettings, accuracy_on_device
 
 
 @pytest.fixture(scope="module")
@@ -14,11 +14,25 @@ def data():
     return data
 
 
-@pytest.mark.parametrize("images", [1, 16, 17, None])
-def test_first_images_are_the_first(data, images):
-    found = [int(label) for _, labels in first_images(data, images) for label in labels]
-    whole = [int(label) for _, labels in data.test_dataloader() for label in labels]
-    assert found == whole[:images]
+def labels_of(batches):
+    return [int(label) for _, labels in batches for label in labels]
+
+
+@pytest.mark.parametrize("images", [1, 16, 17, 10_000, None])
+def test_some_test_images_are_the_same_each_time(data, images):
+    found = labels_of(data.test_batches(images))
+    assert len(found) == min(images or 10_000, len(data.splits.test))
+    assert found == labels_of(data.test_batches(images))
+
+
+def test_all_test_images_are_those_of_the_test_loader(data):
+    assert labels_of(data.test_batches()) == labels_of(data.test_dataloader())
+
+
+def test_some_test_images_are_not_the_first_ones(data):
+    assert labels_of(data.test_batches(10)) != labels_of(data.test_dataloader())[:10]
+    with pytest.raises(DataError, match="at least 1"):
+        data.test_batches(0)
 
 
 def test_images_are_counted_by_the_way_they_are_computed(data, monkeypatch):
