@@ -6,6 +6,7 @@
     plan = cp.plan_model(model, (3, 32, 32), "256x256", mapping="semifolded")
     print(plan.table())
     logits = cp.simulate(plan, model, images)
+    logits = cp.simulate(plan, model, images, cp.OnDevice(cp.Device(lognormal=0.1), seed=0))
     result = cp.prune(model, calibration_loader, "256x256", ratio=0.5)
     trainer = Trainer(callbacks=[cp.CrossbarPruning("256x256", ratio=0.5, input_shape=(3, 32, 32))])
 
@@ -17,10 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from crosspruner import _torchvision_mend as _torchvision_mend  # first: others import torchvision
 from crosspruner.errors import CrossprunerError as CrossprunerError
+from crosspruner.hardware import Cost as Cost
 from crosspruner.hardware import Crossbar as Crossbar
+from crosspruner.hardware import Device as Device
 from crosspruner.hardware import LayerPlan as LayerPlan
 from crosspruner.hardware import MappingSpec as MappingSpec
+from crosspruner.hardware import OnDevice as OnDevice
 from crosspruner.hardware import Plan as Plan
+from crosspruner.hardware import UnitCosts as UnitCosts
+from crosspruner.hardware import chip_accuracy as chip_accuracy
+from crosspruner.hardware import device_weights as device_weights
 from crosspruner.hardware import plan_model as plan_model
 from crosspruner.hardware import simulate as simulate
 from crosspruner.solver import lgd_rpp as lgd_rpp

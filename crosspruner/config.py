@@ -10,12 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from crosspruner.errors import ConfigError
-from crosspruner.hardware import Crossbar, MappingSpec
+from crosspruner.hardware import Crossbar, MappingSpec, UnitCosts
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.layer_pruner import REORDERS
 from crosspruner.pruning.schedule import PruningSchedule
 from crosspruner.pruning.step_solver import StepSettings
 from crosspruner.sparsity.groups import GRAINS
+from crosspruner.training.on_device import DeviceSettings
 
 PROCEDURES = ("per_step", "layerwise")
 
@@ -65,6 +66,8 @@ class RunSettings:
     procedure: ProcedureSettings = field(default_factory=ProcedureSettings)
     reorder: str = "none"
     schedule: PruningSchedule = field(default_factory=PruningSchedule)
+    device: DeviceSettings = field(default_factory=DeviceSettings)
+    cost: UnitCosts = field(default_factory=UnitCosts)
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:

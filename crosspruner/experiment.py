@@ -1,6 +1,7 @@
 """One run, from a composed configuration to a run folder.
 
-configuration -> data -> network -> plan -> fit (dense, prune, fine-tune) -> test -> run folder
+configuration -> data -> network -> plan -> fit (dense, prune, fine-tune) -> test, on the device as
+well -> run folder
 """
 
 import json
@@ -11,6 +12,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ from torch import nn
 from crosspruner.config import RunSettings, run_settings
 from crosspruner.errors import ConfigError, CrossprunerError
 from crosspruner.hardware import Plan
+from crosspruner.hardware.cells import check_cells
 from crosspruner.job import (
     has_console,
     is_first_process,
@@ -40,6 +43,7 @@ from crosspruner.job import (
     share_cores,
 )
 from crosspruner.pruning.callback import CrossbarPruning
+from crosspruner.pruning.device_noise import DeviceNoise
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
 from crosspruner.pruning.pruning_callback import PruningCallback
@@ -54,6 +58,7 @@ from crosspruner.reporting.tracked_results import log_results
 from crosspruner.reporting.tracking import TrackingSettings, tracked
 from crosspruner.training import Classifier, build_model, load_weights
 from crosspruner.training.data.base import ImageData
+from crosspruner.training.on_device import DeviceSettings, accuracy_on_device
 from crosspruner.training.progress import progress_callbacks
 
 log = logging.getLogger(__name__)
@@ -132,6 +137,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     input_shape = (data.in_channels, *data.image_size)
     plan = pruning.prepare(network, input_shape)
     log.info("%s\n%s", _intention(plan, pruning), plan.table())
+    _check_device(settings.device, plan)
 
     module = Classifier(
         network,
@@ -146,10 +152,17 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     )
     labels = _labels(config, settings, pruning.ratio)
     with _loggers(config, folder, labels) as (loggers, board):
-        trainer = _trainer(config, pruning, snapshots, loggers)
+        # The dense network is kept before, the pruned one after a procedure that prunes between
+        # steps; noise goes into what is left of it.
+        ours: list[pl.Callback] = [snapshots[0], pruning, snapshots[1]]
+        if settings.device.train:
+            ours.append(DeviceNoise(settings.device, pruning, settings.seed))
+        trainer = _trainer(config, pruning, ours, loggers)
         trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings, folder))
         outcome = _judge(trainer, module, data, pruning, snapshots)
         if trainer.is_global_zero:
+            outcome = replace(outcome, units=settings.cost)
+            outcome = _judge_on_device(outcome, network, data, settings.device)
             seconds = time.monotonic() - started
             summary = write_results(folder, network, outcome, labels, seconds)
             if board is not None:
@@ -240,6 +253,37 @@ def _test_earlier(
     return _test(trainer, module, data)
 
 
+def _check_device(device: DeviceSettings, plan: Plan) -> None:
+    """Stop before training if the device does not fit the crossbar, and say what fits badly."""
+    if device.train and not device.on_weights.changes_weights:
+        raise ConfigError(
+            f"device.train=true, but device={device.name} does nothing to weights: choose another "
+            "device, or an effect, for example device.lognormal=0.1"
+        )
+    if device.is_ideal:
+        return
+    check_cells(device, plan.crossbar)
+    if device.is_random and not plan.crossbar.differential:
+        log.warning(
+            "device=%s varies from cell to cell, and weights are stored shifted, so that the shift "
+            "varies as well: crossbar.differential=true stores them in pairs",
+            device.name,
+        )
+
+
+def _judge_on_device(
+    outcome: Outcome, network: nn.Module, data: ImageData, device: DeviceSettings
+) -> Outcome:
+    """The outcome with what the pruned network reaches on chips, where the device is not ideal."""
+    if device.is_ideal:
+        return outcome
+    # ideal with keys of its own, device.lognormal=0.1, is no longer what its name says
+    name = "own device" if device.name == "ideal" else device.name
+    log.info("judging the pruned network on %d chip(s) of %s", device.seeds, name)
+    chips = accuracy_on_device(outcome.plan, network.cpu(), data, device)
+    return replace(outcome, device=name, device_accuracies=tuple(chips.tolist()))
+
+
 def _test(trainer: pl.Trainer, module: Classifier, data: ImageData) -> float:
     return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
 
@@ -272,13 +316,11 @@ def _pruning(settings: RunSettings) -> PruningCallback:
 def _trainer(
     config: DictConfig,
     pruning: PruningCallback,
-    snapshots: tuple[Snapshot, Snapshot],
+    ours: list[pl.Callback],
     loggers: list[Logger],
 ) -> pl.Trainer:
     bar = sys.stdout.isatty() and not is_sweep()  # a sweep has one of its own, over all jobs
     shown = progress_callbacks(Path(config.paths.output_dir), bar)
-    # The dense network is kept before, the pruned one after a procedure that prunes between steps.
-    ours = [snapshots[0], pruning, snapshots[1]]
     callbacks = [*ours, *shown, *instantiate(config.callbacks).values()]
     if not loggers:  # it would raise without one
         callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]

@@ -12,18 +12,24 @@ from crosspruner.hardware.geometry import LayerGeometry
 from crosspruner.hardware.layer_plan import LayerPlan
 from crosspruner.hardware.mapping import ceil_div
 
-Product = Callable[[Tensor, Tensor], Tensor]
-"""(crossbars, phases, rows), (crossbars, rows, columns) -> (crossbars, phases, columns)."""
+Product = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""(n, phases, rows), (n, rows, columns), (n,) number of each crossbar within the layer
+-> (n, phases, columns)."""
 
 # Numbers held at once while crossbars are multiplied: bounds memory, keeps the working set small.
 _CHUNK = 1 << 22
+
+
+def multiply_exactly(driven: Tensor, cells: Tensor, number: Tensor) -> Tensor:
+    """The product of crossbars that compute what they hold; a `Product`."""
+    return torch.bmm(driven, cells)
 
 
 def execute_layer(
     layer: LayerPlan,
     x: Tensor,
     weight: Tensor,
-    product: Product = torch.bmm,
+    product: Product = multiply_exactly,
     geometry: LayerGeometry | None = None,
 ) -> Tensor:
     """Computes one layer on its crossbars, without the bias.
@@ -37,7 +43,9 @@ def execute_layer(
         layer: the layer's plan.
         x: (batch, Cin, height, width), any floating dtype.
         weight: (Cout, Cin / G, kh, kw), of the same dtype.
-        product: multiplies a batch of crossbars: (n, phases, rows) by (n, rows, columns).
+        product: multiplies a batch of crossbars: (n, phases, rows) by (n, rows, columns). Their
+            numbers run from 0 to `compute_crossbars` - 1; the rows and columns that a crossbar does
+            not use may be missing at its end.
         geometry: the sizes of this call, for a module that is called at several; None = planned.
 
     Returns:
@@ -79,7 +87,9 @@ def execute_layer(
                 cells = kernel[out[:, None, :], local[:, :, None]][..., tap.flatten()]
                 cells = cells.view(*cells.shape[:3], *tap.shape).permute(0, 3, 1, 4, 2, 5)
                 cells = cells.flatten(4).flatten(2, 3)
-                sums = _multiply(driven, cells, layer.crossbar.rows, product)
+                copy = part * slices + torch.arange(some.start, some.stop)
+                number = copy * len(packing) + torch.arange(blocks.start, blocks.stop)[:, None]
+                sums = _multiply(driven, cells, number, layer.crossbar.rows, product)
                 sums = sums.view(*sums.shape[:3], kout, outputs).permute(0, 3, 1, 2, 4)
                 total[:, some].index_add_(0, out.flatten(), sums.flatten(0, 1))
     total = total[:-1].view(-1, tall, broad, batch, tall_phases, broad_phases, *window)
@@ -87,12 +97,15 @@ def execute_layer(
     return whole[..., : geometry.out_size[0], : geometry.out_size[1]]
 
 
-def _multiply(driven: Tensor, cells: Tensor, limit: int, product: Product) -> Tensor:
+def _multiply(
+    driven: Tensor, cells: Tensor, number: Tensor, limit: int, product: Product
+) -> Tensor:
     """All crossbars of a chunk; rows beyond the crossbar's go to further ones, which are added.
 
     Args:
         driven: (blocks, slices, phases, rows).
         cells: (blocks, slices, rows, columns).
+        number: (blocks, slices), of each block's copy.
         limit: rows of a crossbar.
         product: as in `execute_layer`.
 
@@ -107,7 +120,8 @@ def _multiply(driven: Tensor, cells: Tensor, limit: int, product: Product) -> Te
         cells = F.pad(cells, (0, 0, 0, short)).unflatten(2, (splits, limit))
     else:
         driven, cells = driven.unsqueeze(2), cells.unsqueeze(2)
-    sums = product(driven.flatten(0, 2), cells.flatten(0, 2))
+    number = number[:, :, None] * splits + torch.arange(splits)
+    sums = product(driven.flatten(0, 2), cells.flatten(0, 2), number.flatten().to(cells.device))
     return sums.view(blocks, slices, splits, phases, -1).sum(2)
 
 

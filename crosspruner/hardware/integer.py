@@ -70,7 +70,7 @@ class IntegerArithmetic:
             layer,
             inputs,
             weights,
-            lambda driven, cells: self.product(driven, cells, layer.crossbar),
+            lambda driven, cells, _: self.product(driven, cells, layer.crossbar),
             geometry,
         )
         return (y * (input_scale * weight_scale)).to(x.dtype)

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -16,6 +16,9 @@ from crosspruner.hardware.mapping import MappingSpec, choose_tiling
 from crosspruner.hardware.packing import GRAINS
 from crosspruner.hardware.plan_file import VERSION, read_layer, to_text, write_layer
 from crosspruner.hardware.trace import trace
+
+if TYPE_CHECKING:
+    from crosspruner.hardware.cost import Cost, UnitCosts
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +164,12 @@ class Plan:
         from crosspruner.hardware.plan_table import plan_table
 
         return plan_table(self)
+
+    def cost(self, units: "UnitCosts") -> "Cost":
+        """Energy, latency and area of one image, event by event (see `UnitCosts`)."""
+        from crosspruner.hardware.cost import plan_cost
+
+        return plan_cost(self, units)
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON values: everything that `save` writes."""

@@ -9,6 +9,13 @@ import pandas as pd
 import yaml
 from markupsafe import Markup
 
+from crosspruner.reporting.cost import (
+    cost_by_event,
+    cost_rows,
+    energy_bars,
+    event_name,
+    significant,
+)
 from crosspruner.reporting.figures import TRAINING_FIGURES, crossbar_bars, training_curves
 from crosspruner.reporting.run_folder import RunFolder
 from crosspruner.reporting.survival import survival_maps
@@ -53,6 +60,7 @@ _FILES = (
     "summary.json",
     "metrics.csv",
     "crossbars.csv",
+    "cost.csv",
     "mapping.json",
     "config_tree.txt",
     "train.log",
@@ -89,6 +97,9 @@ def write_run_report(run_dir: Path | str) -> Path:
         if bars is not None
         else None,
         curves=list(_curves(run)),
+        costs=cost_rows(run.costs) if not run.costs.empty else [],
+        cost_name=run.fact("cost"),
+        energy=_energy(run),
         maps=survival_maps(run.masks, [str(name) for name in layers["layer"]]),
         maps_note=_maps_note(run),
         columns=[
@@ -116,6 +127,16 @@ def _headline(run: RunFolder) -> Iterator[dict[str, Any]]:
             "value": percent(accuracy),
             "gauge": accuracy,
             "note": "after pruning" if lost is None else f"{points(lost)} against dense",
+        }
+    chip = number(summary.get("device_accuracy"))
+    if chip is not None:
+        spread = points(summary.get("device_accuracy_spread")).lstrip("+")
+        yield {
+            "name": f"On {summary.get('device')}",
+            "before": None,
+            "value": percent(chip),
+            "gauge": chip,
+            "note": f"test accuracy, spread of {count(summary.get('device_chips'))} chips {spread}",
         }
     dense, kept = (number(summary.get(k)) for k in ("compute_crossbars_dense", "compute_crossbars"))
     if dense is None and layers["compute_dense"].notna().any():
@@ -176,6 +197,19 @@ def _curves(run: RunFolder) -> Iterator[tuple[str, Markup]]:
             if line.column in metrics and metrics[line.column].notna().any()
         )
         yield spec.title, Markup(inline_svg(figure, spec.name, f"{spec.title} in training", last))
+
+
+def _energy(run: RunFolder) -> Markup | None:
+    figure = energy_bars(run.costs)
+    if figure is None:
+        return None
+    sums = cost_by_event(run.costs, "energy")
+    text = "; ".join(
+        f"{event_name('energy', row['event'])}: {significant(row['cost_dense'] * 1e-6)} to "
+        f"{significant(row['cost'] * 1e-6)} microjoule"
+        for row in sums.to_dict("records")
+    )
+    return Markup(inline_svg(figure, "energy", "Energy per image, dense and pruned", f"{text}."))
 
 
 def _shown(value: float, as_percent: bool) -> str:

@@ -19,6 +19,7 @@ from safetensors.numpy import load_file
 
 from crosspruner.errors import RunFolderError
 from crosspruner.hardware.plan import Plan
+from crosspruner.reporting.cost import COST_COLUMNS
 from crosspruner.reporting.layers import layer_table
 
 T = TypeVar("T")
@@ -150,6 +151,11 @@ class RunFolder:
         return table
 
     @cached_property
+    def costs(self) -> pd.DataFrame:
+        """`cost.csv`: a row per version (dense, pruned), layer, quantity and event."""
+        return self._read("cost.csv", _read_costs, pd.DataFrame(columns=COST_COLUMNS))
+
+    @cached_property
     def masks(self) -> dict[str, np.ndarray]:
         """Surviving groups per layer: name -> bool (units, input groups)."""
         empty: dict[str, np.ndarray] = {}
@@ -256,6 +262,13 @@ def _read_layers(file: Path) -> pd.DataFrame:
         raise ValueError("the column 'layer' is missing")
     missing = [column for column in LAYER_COLUMNS if column not in table]
     return table.assign(**dict.fromkeys(missing, np.nan))
+
+
+def _read_costs(file: Path) -> pd.DataFrame:
+    table = pd.read_csv(file)
+    if missing := [column for column in COST_COLUMNS if column not in table]:
+        raise ValueError(f"columns are missing: {', '.join(missing)}")
+    return table
 
 
 def _plan_layers(file: Path) -> pd.DataFrame:

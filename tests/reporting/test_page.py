@@ -1,3 +1,4 @@
+import json
 import re
 from html.parser import HTMLParser
 
@@ -112,3 +113,19 @@ def test_no_run_no_page(tmp_path):
     with pytest.raises(RunFolderError):
         write_run_report(tmp_path)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_accuracy_on_a_device_is_a_headline(run_dir):
+    run = run_dir
+    summary = json.loads((run / "summary.json").read_text())
+    summary |= {
+        "device": "rram_typical",
+        "device_accuracy": 0.912,
+        "device_accuracy_spread": 0.013,
+        "device_chips": 5,
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    page = write_run_report(run).read_text()
+    assert "On rram_typical" in page
+    assert "91.2" in page
+    assert "spread of 5 chips 1.3 points" in page

@@ -173,6 +173,25 @@ class ImageData(pl.LightningDataModule, ABC):
         images = train.subset(chosen).transformed(self._eval_transform())
         return self._loader(images, ShareSampler(len(images)))
 
+    def test_batches(self, num_images: int | None = None) -> DataLoader:
+        """Test images for measurements that cannot afford all of them.
+
+        Args:
+            num_images: at least 1, drawn at random from `split_seed` (folders come sorted by
+                class); None, or more than there are, gives all of them.
+
+        Returns:
+            An iterable of batches that gives the same ones each time, on every process.
+        """
+        test = self.splits.test
+        if num_images is not None:
+            if num_images < 1:
+                raise DataError(f"{num_images} test images asked for: at least 1 is needed.")
+            generator = keyed_generator(Stream.CALIBRATION, self.split_seed)
+            chosen = torch.randperm(len(test), generator=generator)[:num_images]
+            test = test.subset(chosen)
+        return self._loader(test.transformed(self._eval_transform()), ShareSampler(len(test)))
+
     def _eval_transform(self) -> v2.Compose:
         return v2.Compose([*self.eval_steps(), *normalisation(*self.mean_std)])
 

@@ -1,0 +1,169 @@
+"""How accurate a network is on several chips of one device: Monte Carlo over seeds."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import prod
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from crosspruner.errors import ConfigError
+from crosspruner.hardware.device import Device
+from crosspruner.hardware.effective import layers_on_device, weight_name
+from crosspruner.hardware.integer import quantise
+from crosspruner.hardware.nonideal import OnDevice
+from crosspruner.hardware.plan import Plan
+from crosspruner.hardware.simulate import simulate
+
+COPIES = ("one", "own")
+Batch = tuple[Tensor, Tensor]
+
+# Chips whose weights are drawn and held at once.
+_AT_ONCE = 4
+
+
+def chip_accuracy(
+    plan: Plan,
+    model: nn.Module,
+    device: Device,
+    seeds: Sequence[int],
+    batches: Sequence[Batch],
+    calibration: Iterable[Tensor] = (),
+    copies: str = "one",
+    bfloat16: bool = False,
+    advance: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Share of the images that chips of a device classify right, each chip for itself.
+
+    Effects on weights run as ordinary convolutions with the weights of each chip, one draw for all
+    copies of a weight (see `DeviceWeights`): fast. With `copies="own"`, and always where the device
+    has an ADC, read noise, wires or faults (which hit the empty cells of a band as well), every
+    crossbar is computed by itself (`OnDevice`): exact, some twenty times slower. A device in which
+    nothing is random is computed once for all seeds.
+
+    Args:
+        plan: made for this model; dense or pruned.
+        model: it runs in evaluation mode, and is left as it was.
+        device: the device.
+        seeds: of the chips.
+        batches: (images (B, *input_shape), labels (B,) int64), read again for each chip.
+        calibration: images for the range of the ADCs, where it is calibrated.
+        copies: "one" draw for all copies of a block where that is possible, or each its "own".
+        bfloat16: compute the network in bfloat16 (autocast) where it runs as convolutions: about
+            twice as fast on CPUs that have it.
+        advance: called after each chip.
+
+    Returns:
+        (seeds,) float64, 0-1.
+
+    Raises:
+        ConfigError: an unknown `copies`, no images, or a device that does not fit the crossbar.
+    """
+    if copies not in COPIES:
+        raise ConfigError(f"copies={copies}: choose one of {', '.join(COPIES)}.")
+    if not batches:
+        raise ConfigError("there are no images to measure the accuracy on: give some batches.")
+    by_array = copies == "own" or needs_arrays(plan, device)
+    random = device.is_random or device.read_noise > 0
+    chips = list(seeds) if random else list(seeds)[:1]
+    with _evaluation(model), torch.no_grad():
+        if by_array:
+            calibration = list(calibration)
+            found = _by_arrays(plan, model, device, chips, batches, calibration)
+        else:
+            found = _by_weights(plan, model, device, chips, batches, bfloat16)
+        shares = []
+        for share in found:
+            shares.append(share)
+            advance()
+    return torch.tensor(shares if random else shares * len(seeds), dtype=torch.float64)
+
+
+def needs_arrays(plan: Plan, device: Device) -> bool:
+    """Whether convolutions with other weights cannot stand for what the crossbars compute."""
+    has_copies = any(layer.slices * prod(layer.tiling.window) > 1 for layer in plan.layers)
+    return device.needs_arrays or (device.has_faults and has_copies)
+
+
+def _by_arrays(
+    plan: Plan,
+    model: nn.Module,
+    device: Device,
+    seeds: Sequence[int],
+    batches: Sequence[Batch],
+    calibration: Sequence[Tensor],
+) -> Iterator[float]:
+    for seed in seeds:
+        chip = OnDevice(device, seed)
+        if device.adc_bits is not None and device.adc_range == "calibrated":
+            chip.calibrate(plan, model, calibration)
+        yield _accuracy(partial(_simulated, plan, model, chip), batches)
+
+
+def _simulated(plan: Plan, model: nn.Module, chip: OnDevice, x: Tensor) -> Tensor:
+    return simulate(plan, model, x, chip)
+
+
+def _by_weights(
+    plan: Plan,
+    model: nn.Module,
+    device: Device,
+    seeds: Sequence[int],
+    batches: Sequence[Batch],
+    bfloat16: bool,
+) -> Iterator[float]:
+    layers = layers_on_device(plan, model, device)
+    kind = batches[0][0].device.type
+    with (
+        _inputs_of(plan, model, device.input_bits),
+        torch.autocast(kind, torch.bfloat16, enabled=bfloat16),
+    ):
+        for first in range(0, len(seeds), _AT_ONCE):
+            some = seeds[first : first + _AT_ONCE]
+            drawn = {weight_name(name): layer.on(device, some) for name, layer in layers.items()}
+            # One chip after the other: vmap turns the chips of a convolution into groups, which
+            # measured 1.8 (float32) and 3.4 (bfloat16) times slower on a CPU.
+            for i in range(len(some)):
+                weights = {name: weight[i] for name, weight in drawn.items()}
+                yield _accuracy(partial(_with_weights, model, weights), batches)
+
+
+def _with_weights(model: nn.Module, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    return functional_call(model, weights, (x,))
+
+
+def _accuracy(network: Callable[[Tensor], Tensor], batches: Sequence[Batch]) -> float:
+    hits = sum(int((network(x).argmax(1) == labels).sum()) for x, labels in batches)
+    return hits / sum(len(labels) for _, labels in batches)
+
+
+@contextmanager
+def _inputs_of(plan: Plan, model: nn.Module, bits: int | None) -> Iterator[None]:
+    """The planned layers see their inputs in so many bits, one scale per layer and call."""
+
+    def limit(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        assert bits is not None
+        x = inputs[0]
+        whole, scale = quantise(x, bits, signed=bool((x < 0).any()))
+        return ((whole * scale).to(x.dtype), *inputs[1:])
+
+    names = [*(layer.name for layer in plan.layers), *plan.shared] if bits is not None else []
+    hooks = [model.get_submodule(name).register_forward_pre_hook(limit) for name in names]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@contextmanager
+def _evaluation(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode

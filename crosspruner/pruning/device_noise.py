@@ -1,0 +1,78 @@
+"""DeviceNoise: the Lightning callback that trains a network on the chip it will run on."""
+
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from crosspruner.hardware import Device
+from crosspruner.hardware.effective import DeviceWeights, layers_on_device, weight_name
+from crosspruner.pruning.pruning_callback import PruningCallback
+from crosspruner.pruning.schedule import Phase
+
+# Chips of one seed of the callback: steps and batches draw among these.
+_CHIPS = 1 << 32
+
+
+class DeviceNoise(pl.Callback):
+    """Each training batch runs on another chip of the device: noise-aware fine-tuning.
+
+    The weights are replaced by what a chip makes of them before the forward pass and put back after
+    the backward pass; the gradient there is taken for the weights themselves (straight through).
+    Only what acts on weights is put in (quantisation, variation, faults, drift), one draw for all
+    copies of a weight. Validation, checkpoints and the optimizer see the weights as they are. The
+    chip depends on the seed and the step only, so that a resumed run goes on alike.
+
+    Args:
+        device: the device.
+        pruning: the callback that says what is pruned, and when fine-tuning begins. Where nothing
+            is pruned (ratio 0), all training counts as fine-tuning.
+        seed: of the chips; none of those that evaluation looks at (0, 1, ...).
+
+    Source: noise injection in the forward pass, e.g. Joshi et al., Nature Communications 2020.
+    """
+
+    def __init__(self, device: Device, pruning: PruningCallback, seed: int = 0) -> None:
+        self.device = device.on_weights
+        self.pruning = pruning
+        self.seed = seed
+        self._layers: dict[str, DeviceWeights] = {}
+        self._clean: dict[str, Tensor] = {}
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.device.changes_weights or not self._due(trainer.global_step):
+            return
+        network = pl_module.get_submodule(self.pruning.root)
+        if not self._layers:
+            self._layers = layers_on_device(self.pruning.plan, network, self.device)
+        chip = (self.seed + 1) * _CHIPS + trainer.global_step * 4096 + batch_idx % 4096
+        for name, layer in self._layers.items():
+            weight = network.get_parameter(weight_name(name))
+            with torch.no_grad():
+                self._clean[name] = weight.detach().clone()
+                weight.copy_(layer.on(self.device, [chip])[0])
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._restore(pl_module)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._restore(pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._layers = {}
+
+    def _due(self, step: int) -> bool:
+        fine_tuning = self.pruning.frozen and self.pruning.phase_at(step) is Phase.FINETUNE
+        return fine_tuning or self.pruning.ratio == 0
+
+    def _restore(self, pl_module: pl.LightningModule) -> None:
+        network = pl_module.get_submodule(self.pruning.root)
+        with torch.no_grad():
+            for name, clean in self._clean.items():
+                network.get_parameter(weight_name(name)).copy_(clean)
+        self._clean = {}

@@ -1,0 +1,78 @@
+"""A trained network judged as chips of a device would compute it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from crosspruner.errors import ConfigError
+from crosspruner.hardware import Device, Plan, chip_accuracy, needs_arrays
+from crosspruner.hardware.chips import COPIES
+from crosspruner.training.data.base import ImageData
+
+
+@dataclass(frozen=True)
+class DeviceSettings(Device):
+    """A device, and how a run looks at it.
+
+    Raises:
+        ConfigError: a value is out of its range.
+    """
+
+    seeds: int = 5
+    """Chips to judge, >= 1: seeds 0, 1, ..."""
+    images: int | None = None
+    """Test images each chip sees, drawn once for all, >= 1; None = all."""
+    array_images: int = 128
+    """The same where every crossbar must be computed by itself, which takes long."""
+    calibration_images: int = 64
+    """Training images that set the range of the ADCs, >= 1."""
+    copies: str = "one"
+    """`one` draw for all copies of a weight, or each its `own` (slow): see `chip_accuracy`."""
+    train: bool = False
+    """Put the device's errors into the weights while fine-tuning: noise-aware training."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for field in ("seeds", "images", "array_images", "calibration_images"):
+            value = getattr(self, field)
+            if value is not None and value < 1:
+                raise ConfigError(f"device.{field}={value}: it must be at least 1.")
+        if self.copies not in COPIES:
+            raise ConfigError(f"device.copies={self.copies}: choose one of {', '.join(COPIES)}.")
+
+
+def accuracy_on_device(
+    plan: Plan,
+    network: nn.Module,
+    data: ImageData,
+    settings: DeviceSettings,
+    bfloat16: bool = False,
+    advance: Callable[[], None] = lambda: None,
+) -> Tensor:
+    """Test accuracy on each of the device's chips.
+
+    Args:
+        plan: of the network, dense or pruned.
+        network: on the CPU; it is left as it was.
+        data: its test and calibration images.
+        settings: the device, and on how many chips and images it is judged.
+        bfloat16: see `chip_accuracy`.
+        advance: called after each chip.
+
+    Returns:
+        (seeds,) float64, 0-1.
+    """
+    by_array = settings.copies == "own" or needs_arrays(plan, settings)
+    images = settings.array_images if by_array else settings.images
+    return chip_accuracy(
+        plan,
+        network,
+        settings,
+        range(settings.seeds),
+        list(data.test_batches(images)),
+        [x for x, _ in data.calibration_batches(settings.calibration_images)],
+        settings.copies,
+        bfloat16,
+        advance,
+    )

@@ -1,0 +1,220 @@
+"""What a run's networks lose on real devices: bits, variation, stuck cells, converters.
+
+python scripts/robustness.py logs/train/runs/STAMP --seeds 20 --images 2000
+python scripts/robustness.py DENSE_RUN PRUNED_RUN --effects bits,sigma --bfloat16 --out robustness
+
+Writes robustness.csv (a row per chip), robustness.png and .svg into the (first) run folder.
+"""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import pandas as pd
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import nn
+
+from crosspruner.errors import CrossprunerError, RunFolderError
+from crosspruner.hardware import Plan
+from crosspruner.reporting.robustness import robustness_figure, summarise
+from crosspruner.reporting.run_folder import RunFolder
+from crosspruner.reporting.svg import save_figure
+from crosspruner.training import build_model, load_weights
+from crosspruner.training.data.base import ImageData
+from crosspruner.training.on_device import DeviceSettings, accuracy_on_device
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A network to be judged."""
+
+    name: str
+    plan: Plan
+    network: nn.Module
+
+
+def numbers(kind: type) -> Any:
+    """A click callback that reads "2,3,4" as numbers."""
+    return lambda context, option, text: [kind(part) for part in text.split(",") if part]
+
+
+@click.command(help=__doc__)
+@click.argument("folders", nargs=-1, required=True, type=click.Path(exists=True, path_type=Path))
+@click.option(
+    "--effects", default="bits,sigma,faults,adc", callback=numbers(str), show_default=True
+)
+@click.option("--bits", default="8,7,6,5,4,3,2", callback=numbers(int), show_default=True)
+@click.option("--sigmas", default="0,0.05,0.1,0.15,0.2,0.25,0.3", callback=numbers(float),
+              show_default=True)  # fmt: skip
+@click.option("--faults", default="0,0.001,0.01", callback=numbers(float), show_default=True,
+              help="Shares of stuck cells, half of them off, half fully on.")  # fmt: skip
+@click.option("--adc-bits", default="8,7,6,5,4", callback=numbers(int), show_default=True)
+@click.option("--seeds", default=20, show_default=True, help="Chips per point.")
+@click.option("--images", default=None, type=int, help="Test images per chip; all by default.")
+@click.option("--array-seeds", default=2, show_default=True, help="Chips per point of faults.")
+@click.option("--array-images", default=128, show_default=True, help="Images of faults and adc.")
+@click.option("--placement", default="none", show_default=True, help="none, columns or both.")
+@click.option("--compensate", is_flag=True, help="Program a pair for its stuck cell.")
+@click.option("--weight-scale", default="layer", show_default=True, help="layer or column.")
+@click.option("--bfloat16", is_flag=True, help="Compute networks in bfloat16: faster on some CPUs.")
+@click.option("--dense/--no-dense", default=True, help="Judge each run's dense network as well.")
+@click.option("--out", default=None, type=click.Path(path_type=Path), help="Folder to write to.")
+def main(folders: tuple[Path, ...], dense: bool, out: Path | None, **options: Any) -> None:
+    try:
+        sweep(folders, dense, folders[0] if out is None else out, options)
+    except CrossprunerError as error:
+        sys.exit(f"error: {error}")
+
+
+def sweep(folders: tuple[Path, ...], dense: bool, out: Path, options: dict[str, Any]) -> None:
+    """Judge every network under every effect, and write what came of it."""
+    points = list(settings_of(options))
+    data, subjects = read_runs(folders, dense)
+    # Without randomness, one chip stands for all.
+    chips = sum(s.seeds if s.is_random else 1 for _, _, s in points) * len(subjects)
+    rows: list[dict[str, Any]] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+               TimeRemainingColumn())  # fmt: skip
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("chips", total=chips)
+        for subject in subjects:
+            for effect, value, settings in points:
+                progress.update(task, description=f"{subject.name}, {effect} {value:g}")
+                found = accuracy_on_device(
+                    subject.plan,
+                    subject.network,
+                    data,
+                    settings,
+                    options["bfloat16"],
+                    lambda: progress.advance(task),
+                )
+                arrays = effect in ("faults", "adc")
+                images = settings.array_images if arrays else settings.images
+                rows += [
+                    {
+                        "network": subject.name,
+                        "effect": effect,
+                        "value": value,
+                        "seed": seed,
+                        "accuracy": accuracy,
+                        "images": min(images or len(data.splits.test), len(data.splits.test)),
+                    }
+                    for seed, accuracy in enumerate(found.tolist())
+                ]
+                out.mkdir(parents=True, exist_ok=True)
+                pd.DataFrame(rows).to_csv(out / "robustness.csv", index=False)
+    table = pd.DataFrame(rows)
+    save_figure(robustness_figure(table), out / "robustness")
+    Console().print(shown(summarise(table)))
+    click.echo(f"written to {out}: robustness.csv, robustness.png, robustness.svg")
+
+
+def settings_of(options: dict[str, Any]) -> Iterator[tuple[str, float, DeviceSettings]]:
+    """The points of the sweep: (effect, value, device)."""
+    base = DeviceSettings(
+        seeds=options["seeds"],
+        images=options["images"],
+        array_images=options["array_images"],
+        weight_scale=options["weight_scale"],
+    )
+    points = {
+        "bits": [(b, replace(base, name="bits", weight_bits=b)) for b in options["bits"]],
+        "sigma": [(s, replace(base, name="sigma", lognormal=s)) for s in options["sigmas"]],
+        "faults": [
+            (
+                share,
+                replace(
+                    base,
+                    name="faults",
+                    stuck_off=share / 2,
+                    stuck_on=share / 2,
+                    placement=options["placement"],
+                    compensate=options["compensate"],
+                    seeds=options["array_seeds"],
+                    copies="own",
+                ),
+            )
+            for share in options["faults"]
+        ],
+        "adc": [
+            (b, replace(base, name="adc", weight_bits=8, input_bits=8, adc_bits=b))
+            for b in options["adc_bits"]
+        ],
+    }
+    for effect in options["effects"]:
+        if effect not in points:
+            raise RunFolderError(
+                f"--effects {effect} is unknown: give some of {', '.join(points)}, with commas."
+            )
+        for value, settings in points[effect]:
+            yield effect, value, settings
+
+
+def read_runs(folders: tuple[Path, ...], dense: bool) -> tuple[ImageData, list[Subject]]:
+    """The test images of the first run, and the networks of all of them."""
+    data: ImageData | None = None
+    subjects: list[Subject] = []
+    for folder in folders:
+        run = RunFolder(folder)
+        config = OmegaConf.create(run.config)
+        if data is None:
+            data = instantiate(config.data)
+            data.prepare_data()
+            data.setup()
+        subjects += networks_of(folder, config, data, dense and not subjects)
+    assert data is not None
+    return data, subjects
+
+
+def networks_of(folder: Path, config: Any, data: ImageData, dense: bool) -> Iterator[Subject]:
+    """A run's pruned network, and before it the dense one where it was kept."""
+    ratio = float(config.ratio)
+    versions = [("pruned/weights.safetensors", "mapping.json", f"pruned {ratio:.0%}")]
+    if ratio == 0:
+        versions = [("pruned/weights.safetensors", "mapping.json", "dense")]
+    elif dense and (folder / "checkpoints" / "dense.safetensors").is_file():
+        versions.insert(0, ("checkpoints/dense.safetensors", "mapping_dense.json", "dense"))
+    for weights, plan, name in versions:
+        for file in (weights, plan):
+            if not (folder / file).is_file():
+                raise RunFolderError(f"{folder} has no {file}: give the folder of a finished run.")
+        model: Any = OmegaConf.to_container(config.model, resolve=True)
+        model.pop("weights")
+        network = build_model(
+            **(model | {"pretrained": False}),
+            num_classes=data.num_classes,
+            image_size=data.image_size,
+            in_channels=data.in_channels,
+        )
+        load_weights(network, folder / weights)
+        yield Subject(name, Plan.load(folder / plan), network)
+
+
+def shown(found: pd.DataFrame) -> Table:
+    """The summary as a table for a terminal."""
+    table = Table()
+    for name in ("network", "effect", "value", "accuracy", "spread", "worst", "chips", "images"):
+        table.add_column(name, justify="left" if name in ("network", "effect") else "right")
+    for row in found.itertuples(index=False):
+        table.add_row(
+            str(row.network),
+            str(row.effect),
+            f"{row.value:g}",
+            f"{row.accuracy:.2%}",
+            f"{row.spread:.2%}",
+            f"{row.worst:.2%}",
+            str(row.chips),
+            str(row.images),
+        )
+    return table
+
+
+if __name__ == "__main__":
+    main()

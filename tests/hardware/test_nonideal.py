@@ -1,0 +1,314 @@
+"""Networks on chips: the ideal one bit for bit, each array effect by hand, and both ways alike."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from crosspruner.errors import ConfigError, PlanError
+from crosspruner.hardware import (
+    Crossbar,
+    Device,
+    IntegerArithmetic,
+    OnDevice,
+    chip_accuracy,
+    device_weights,
+    plan_model,
+    simulate,
+)
+from crosspruner.hardware.cell_map import map_cells
+from crosspruner.hardware.cells import store, stuck
+from crosspruner.hardware.placement import place
+
+MAPPINGS = ("folded", "semifolded", "unfolded", "liang2018")
+
+
+def linear(weight):
+    """A linear layer without bias, in float64."""
+    weight = torch.tensor(weight, dtype=torch.float64)
+    module = nn.Linear(weight.shape[1], weight.shape[0], bias=False).double()
+    module.weight = nn.Parameter(weight)
+    return module
+
+
+def run(module, x, device, crossbar=None, calibrate=None, seed=0):
+    crossbar = crossbar or Crossbar(2, 4, differential=True)
+    x = torch.tensor(x, dtype=torch.float64)
+    plan = plan_model(module, (x.shape[1],), crossbar, exclude=())
+    chip = OnDevice(device, seed)
+    if calibrate is not None:
+        chip.calibrate(plan, module, [torch.tensor(calibrate, dtype=torch.float64)])
+    return simulate(plan, module, x, chip)
+
+
+def network(seed=0):
+    """Convolutions with a stride, groups and a border, then a linear layer; in float64."""
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 6, 3, 2, 1, groups=2), nn.ReLU(),
+        nn.Flatten(), nn.Linear(6 * 4 * 3, 5),
+    ).double()  # fmt: skip
+
+
+def pruned_plan(model, mapping, crossbar=None, grain="column", seed=0):
+    crossbar = crossbar or Crossbar(24, 48, differential=True)
+    plan = plan_model(model, (3, 8, 6), crossbar, mapping, grain, exclude=())
+    generator = torch.Generator().manual_seed(seed)
+    masks = {
+        layer.name: torch.rand(layer.mask_shape, generator=generator) < 0.7 for layer in plan.layers
+    }
+    return plan.pruned(masks)
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_without_effects_a_chip_is_the_ideal_simulator_bit_for_bit(mapping):
+    model = network().float()
+    plan = pruned_plan(model, mapping)
+    x = torch.randn(2, 3, 8, 6)
+    assert torch.equal(simulate(plan, model, x, OnDevice(Device())), simulate(plan, model, x))
+
+
+@pytest.mark.parametrize("mapping", MAPPINGS)
+@pytest.mark.parametrize("paired", [True, False])
+def test_bits_alone_are_whole_number_arithmetic(mapping, paired):
+    model = network()
+    plan = plan_model(model, (3, 8, 6), Crossbar(40, 64, 4, 2, paired), mapping)
+    x = torch.randn(2, 3, 8, 6, dtype=torch.float64)
+    device = Device(weight_bits=4, input_bits=5, dac_bits=2, adc_bits=10, adc_range="full")
+    found = simulate(plan, model, x, OnDevice(device))
+    exact = simulate(plan, model, x, IntegerArithmetic(input_bits=5))
+    torch.testing.assert_close(found, exact, rtol=1e-12, atol=1e-12)
+
+
+def test_adc_of_full_range_by_hand():
+    # Two rows, inputs up to 3 (2 bits unsigned), cells up to 1: sums reach 6; 2 bits: 0 2 4 6.
+    # Inputs 3, 2: 3 + 2 = 5 -> 4 (5 / 2 = 2.5 to even), and 2 - 3: 2 and 3 (1.5 to even) -> 2 - 4.
+    module = linear([[1, 1], [-1, 1]])
+    device = Device(weight_bits=2, input_bits=2, adc_bits=2, adc_range="full")
+    assert run(module, [[3, 2]], device).tolist() == [[4, -2]]
+
+
+def test_adc_of_calibrated_range_by_hand():
+    # Calibrated on (3, 2), the largest current is 5: 2 bits give 0, 5/3, 10/3, 5.
+    module = linear([[1, 1], [-1, 1]])
+    device = Device(weight_bits=2, input_bits=2, adc_bits=2)
+    y = run(module, [[3, 2], [3, 3]], device, calibrate=[[3, 2]])
+    third = 5 / 3  # (3, 2): 5 and 2 - 3 -> 5/3 - 10/3; (3, 3): 6 clips to 5, and 3 - 3
+    assert y.tolist() == [pytest.approx([5, third - 2 * third]), pytest.approx([5, 0])]
+
+
+def test_adc_must_be_calibrated():
+    with pytest.raises(PlanError, match=r"OnDevice\.calibrate"):
+        run(linear([[1, 1]]), [[1, 1]], Device(adc_bits=4))
+
+
+def test_input_bits_by_hand():
+    # Signed, 2 bits: -1, 0, 1 times 4. Inputs 4, 1 -> 4, 0; -3 -> -4.
+    device = Device(input_bits=2)
+    y = run(linear([[1, 0.5], [-1, 1]]), [[4, 1], [-3, 4]], device)
+    assert y.tolist() == [[4, -4], [-2, 8]]
+
+
+def test_weight_scale_per_column_by_hand():
+    # 2 bits: a layer's weights are rounded to -1, 0, 1; column by column, to +-0.25 as well.
+    module = linear([[1, 0], [0.25, -0.25]])
+    x = [[1, 0], [0, 1]]
+    layer = run(module, x, Device(weight_bits=2))
+    column = run(module, x, Device(weight_bits=2, weight_scale="column"))
+    assert layer.T.tolist() == [[1, 0], [0, 0]]
+    assert column.T.tolist() == [[1, 0], [0.25, -0.25]]
+
+
+def test_wires_by_hand():
+    # Cells of 1 ohm, wires of 0.01; the columns are +, - of output 0, +, - of output 1. Off cells
+    # are open: what flows is [[1, 0, 0, 1], [1, 0, 1, 0]].
+    y = run(linear([[1, 1], [-1, 1]]), [[1, 0], [0, 1]], Device(wire_ohms=0.01, on_ohms=1))
+    # Row 0: cell 0 shares 1 + 1 steps of its row, 2 + 1 of its column; cell 3 shares 1 + 4 and 2.
+    # Row 1: cell 0 shares 1 + 1 and 1 + 1; cell 2 shares 1 + 3 and 1.
+    assert y[0].tolist() == pytest.approx([1 / 1.05, -1 / 1.07])
+    assert y[1].tolist() == pytest.approx([1 / 1.04, 1 / 1.05])
+
+
+@settings(max_examples=8, deadline=None)
+@given(st.floats(0.01, 0.2), st.booleans(), st.integers(0, 99))
+def test_read_noise_statistics(sigma, paired, seed):
+    # Each of two cells a row adds sigma * input; a shifted cell's range is twice the weight's.
+    module, x = linear([[0.7, -0.2]]), [[3.0, 4.0]] * 20_000
+    crossbar = Crossbar(2, 2, differential=paired)
+    y = run(module, x, Device(read_noise=sigma), crossbar, seed=seed) - (2.1 - 0.8)
+    spread = 0.7 * sigma * 5 * (2**0.5 if paired else 2)
+    assert float(y.mean()) == pytest.approx(0, abs=5 * spread / 141)
+    assert float(y.std()) == pytest.approx(spread, rel=0.03)
+
+
+def test_every_weight_of_the_plan_has_one_cell_and_no_two_share_it():
+    model = network()
+    for mapping in MAPPINGS:
+        plan = pruned_plan(model, mapping)
+        for layer in plan.layers:
+            cells = map_cells(layer)
+            weight = model.get_submodule(layer.name).weight
+            kept = layer.kept.view(*layer.kept.shape, *[1] * (weight.dim() - 2)).expand_as(weight)
+            held = torch.zeros(weight.numel(), dtype=torch.int64)
+            held.index_add_(0, cells.weight, torch.ones_like(cells.weight))
+            assert torch.equal(held.view_as(weight) == 1, kept)
+            place = torch.stack([cells.number, cells.row, cells.column])
+            assert place.unique(dim=1).shape == place.shape
+            assert int(cells.number.max()) < layer.compute_crossbars
+            assert int(cells.row.max()) < layer.crossbar.rows
+            assert int(cells.column.max()) < layer.crossbar.weight_columns
+
+
+def test_taps_that_only_meet_padding_have_no_cell():
+    module = nn.Conv2d(1, 1, 5, padding=2)
+    layer = plan_model(module, (1, 1, 3), "64x64", "unfolded", exclude=()).layers[0]
+    # One row of three pixels: of 5 x 5 taps only the middle row is ever used.
+    assert map_cells(layer).weight.tolist() == [10, 11, 12, 13, 14]
+
+
+WEIGHT_EFFECTS = [
+    Device(weight_bits=4),
+    Device(weight_bits=4, weight_scale="column"),
+    Device(lognormal=0.2),
+    Device(gaussian=0.05),
+    Device(lognormal=0.1, on_off=8),
+    Device(stuck_off=0.1, stuck_on=0.1),
+    Device(stuck_off=0.1, stuck_on=0.1, compensate=True, placement="both"),
+    Device(drift=0.05, drift_spread=0.02, drift_time=1e4),
+]
+
+
+@pytest.mark.parametrize("device", WEIGHT_EFFECTS, ids=lambda d: repr(d)[-60:])
+@pytest.mark.parametrize("grain", ["column", "crossbar"])
+def test_weights_of_a_chip_are_what_its_arrays_compute_where_each_is_held_once(device, grain):
+    model = network()
+    plan = pruned_plan(model, "folded", grain=grain)
+    x = torch.randn(2, 3, 8, 6, dtype=torch.float64)
+    arrays = simulate(plan, model, x, OnDevice(device, seed=7))
+    weights = {k: v[1] for k, v in device_weights(plan, model, device, [3, 7]).items()}
+    convolutions = torch.func.functional_call(model, weights, (x,))
+    torch.testing.assert_close(convolutions, arrays, rtol=1e-5, atol=1e-6)
+    assert (convolutions - simulate(plan, model, x)).abs().max() > 1e-3
+
+
+def test_copies_of_a_kernel_have_errors_of_their_own():
+    # A 1x1 kernel on a row of 4 pixels, semi-folded: one copy per pixel.
+    module = nn.Conv2d(1, 1, 1, bias=False).double()
+    nn.init.ones_(module.weight)
+    plan = plan_model(module, (1, 1, 4), Crossbar(8, 8, differential=True), exclude=())
+    x = torch.ones(1, 1, 1, 4, dtype=torch.float64)
+    own = simulate(plan, module, x, OnDevice(Device(lognormal=0.1)))
+    assert own.unique().numel() == 4
+    one = device_weights(plan, module, Device(lognormal=0.1), [0])["weight"]
+    assert float(one) == pytest.approx(float(own[0, 0, 0, 0]))
+
+
+def test_effects_on_arrays_have_no_weights():
+    with pytest.raises(ConfigError, match="act on whole arrays"):
+        device_weights(pruned_plan(network(), "folded"), network(), Device(adc_bits=8), [0])
+
+
+def test_placement_by_hand():
+    # One weight per column of a row; the cell of column 0 is stuck off. The smallest weight, in
+    # column 2, takes it.
+    crossbar = Crossbar(1, 6, differential=True)
+    device = Device(stuck_off=0.17, placement="columns")
+    cell = torch.arange(6)
+    seed = next(
+        s for s in range(999) if (stuck(device, s, "a", cell) != 0).tolist() == [1, 0, 0, 0, 0, 0]
+    )
+    weights = torch.tensor([[[0.9, 1.0, 0.1]]])
+    stored = store(weights, torch.tensor(1.0), device, crossbar)
+    found = place(stored, device, crossbar, seed, "a", torch.tensor([0]))
+    assert found.columns[0, 2] == 0
+    assert found.rows.tolist() == [[0]]
+
+
+def test_a_column_that_is_not_used_takes_the_faults():
+    crossbar = Crossbar(2, 8, differential=True)
+    device = Device(stuck_on=0.15, placement="columns")
+    cell = torch.arange(16)
+    bad = [1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0]
+    seed = next(s for s in range(9999) if stuck(device, s, "a", cell).tolist() == bad)
+    stored = store(torch.full((1, 2, 3), 0.5), torch.tensor(1.0), device, crossbar)
+    found = place(stored, device, crossbar, seed, "a", torch.tensor([0]))
+    assert 0 not in found.columns[0, :3].tolist()
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 99), st.booleans())
+def test_placement_never_makes_the_stored_error_larger(seed, compensate):
+    torch.manual_seed(seed)
+    module = nn.Linear(30, 20, bias=False)
+    plan = plan_model(module, (30,), Crossbar(16, 24, differential=True), exclude=())
+    errors = []
+    for placement in ("none", "columns", "both"):
+        device = Device(stuck_off=0.05, stuck_on=0.05, placement=placement, compensate=compensate)
+        stored = device_weights(plan, module, device, [seed])["weight"]
+        errors.append(float((stored - module.weight).detach().square().sum()))
+    # What is minimised leaves out pairs with two faults, which are rare.
+    assert errors[1] <= 1.05 * errors[0] + 1e-6
+    assert errors[2] <= 1.05 * errors[0] + 1e-6
+
+
+def images(count=60):
+    torch.manual_seed(1)
+    return [(torch.randn(count, 3, 8, 6, dtype=torch.float64), torch.randint(5, (count,)))]
+
+
+def test_accuracy_of_chips_counts_hits():
+    model, batches = network(), images()
+    model[5].bias.data[2] = 1e6  # always says 2
+    plan = pruned_plan(model, "folded")
+    share = float((batches[0][1] == 2).double().mean())
+    device = Device(lognormal=0.1)
+    assert chip_accuracy(plan, model, device, [0, 1], batches).tolist() == [share] * 2
+    assert chip_accuracy(plan, model, device, [0], batches, copies="own").tolist() == [share]
+
+
+def test_accuracy_by_weights_and_by_arrays_agree_where_weights_are_held_once():
+    model, batches = network(), images()
+    plan = pruned_plan(model, "folded")
+    device = Device(lognormal=0.5, input_bits=4)
+    fast = chip_accuracy(plan, model, device, [0, 1, 2], batches)
+    exact = chip_accuracy(plan, model, device, [0, 1, 2], batches, copies="own")
+    assert fast.tolist() == exact.tolist()
+    assert len(set(fast.tolist())) > 1
+
+
+def test_a_device_without_randomness_is_computed_once():
+    calls = []
+    plan = pruned_plan(network(), "folded")
+    found = chip_accuracy(
+        plan, network(), Device(weight_bits=4), range(9), images(), advance=lambda: calls.append(1)
+    )
+    assert (len(found), len(set(found.tolist())), len(calls)) == (9, 1, 1)
+
+
+def test_accuracy_with_a_calibrated_adc_and_read_noise():
+    model, batches = network(), images(20)
+    plan = pruned_plan(model, "liang2018")
+    device = Device(weight_bits=6, input_bits=6, adc_bits=7, read_noise=0.01)
+    found = chip_accuracy(plan, model, device, [0, 1], batches, [batches[0][0][:5]])
+    assert found.shape == (2,)
+
+
+def test_accuracy_refuses_what_it_cannot_do():
+    plan = pruned_plan(network(), "folded")
+    with pytest.raises(ConfigError, match="copies=all"):
+        chip_accuracy(plan, network(), Device(), [0], images(), copies="all")
+    with pytest.raises(ConfigError, match="no images"):
+        chip_accuracy(plan, network(), Device(), [0], [])
+
+
+def test_the_model_is_left_as_it_was():
+    model = network().train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    chip_accuracy(pruned_plan(model, "folded"), model, Device(lognormal=0.5), [0], images())
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model.training
+    assert not model[0]._forward_pre_hooks
+    x = images()[0][0]
+    assert torch.equal(F.relu(model[0](x)), model[:2](x))

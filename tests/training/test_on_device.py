@@ -1,0 +1,65 @@
+import pytest
+
+from crosspruner.errors import ConfigError, DataError
+from crosspruner.hardware import plan_model
+from crosspruner.training import build_model
+from crosspruner.training.data import SyntheticData
+from crosspruner.training.on_device import DeviceSettings, accuracy_on_device
+
+
+@pytest.fixture(scope="module")
+def data():
+    data = SyntheticData(image_size=16, num_images=120, batch_size=16)
+    data.setup()
+    return data
+
+
+def labels_of(batches):
+    return [int(label) for _, labels in batches for label in labels]
+
+
+@pytest.mark.parametrize("images", [1, 16, 17, 10_000, None])
+def test_some_test_images_are_the_same_each_time(data, images):
+    found = labels_of(data.test_batches(images))
+    assert len(found) == min(images or 10_000, len(data.splits.test))
+    assert found == labels_of(data.test_batches(images))
+
+
+def test_all_test_images_are_those_of_the_test_loader(data):
+    assert labels_of(data.test_batches()) == labels_of(data.test_dataloader())
+
+
+def test_some_test_images_are_not_the_first_ones(data):
+    assert labels_of(data.test_batches(10)) != labels_of(data.test_dataloader())[:10]
+    with pytest.raises(DataError, match="at least 1"):
+        data.test_batches(0)
+
+
+def test_images_are_counted_by_the_way_they_are_computed(data, monkeypatch):
+    model = build_model("vgg8", data.num_classes, data.image_size, width=0.0625)
+    plan = plan_model(model, (3, 16, 16), "32x32", "folded")
+    seen = []
+    monkeypatch.setattr(
+        "crosspruner.training.on_device.chip_accuracy",
+        lambda plan, network, device, seeds, batches, *_: seen.append(
+            (len(seeds), sum(len(labels) for _, labels in batches))
+        ),
+    )
+    for fields in ({}, {"adc_bits": 8}, {"copies": "own"}):
+        settings = DeviceSettings(seeds=3, images=20, array_images=5, lognormal=0.1, **fields)
+        accuracy_on_device(plan, model, data, settings)
+    assert seen == [(3, 20), (3, 5), (3, 5)]
+
+
+def test_accuracy_is_measured(data):
+    model = build_model("vgg8", data.num_classes, data.image_size, width=0.0625)
+    plan = plan_model(model, (3, 16, 16), "32x32", "folded")
+    found = accuracy_on_device(plan, model, data, DeviceSettings(seeds=2, weight_bits=8))
+    assert found.shape == (2,)
+    assert bool(((found >= 0) & (found <= 1)).all())
+
+
+@pytest.mark.parametrize("fields", [{"seeds": 0}, {"images": 0}, {"copies": "two"}])
+def test_settings_out_of_range_are_refused(fields):
+    with pytest.raises(ConfigError, match=f"device.{next(iter(fields))}"):
+        DeviceSettings(**fields)
