@@ -14,7 +14,7 @@ from crosspruner.errors import BudgetError
 from crosspruner.hardware.plan import Plan
 from crosspruner.sparsity import GroupLayout
 
-BUDGETS = ("uniform", "global", "per_layer")
+BUDGETS = ("uniform", "global", "sensitivity", "per_layer")
 
 
 def prunable_layers(plan: Plan, grain: str) -> dict[str, GroupLayout]:

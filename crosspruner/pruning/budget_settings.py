@@ -17,8 +17,15 @@ class BudgetSettings:
 
     Args:
         name: one of BUDGETS: "uniform" takes one share of every layer; "global" removes where it
-            costs least per crossbar (layer by layer only); "per_layer" takes `layer_ratios`.
+            costs least per crossbar; "sensitivity" goes in each layer as far as the accuracy
+            allows, `ratio` at most; "per_layer" takes `layer_ratios`. "global" and "sensitivity"
+            work layer by layer only.
         layer_ratios: layer or pattern -> fraction of its crossbars to remove (per_layer alone).
+        max_drop: accuracy, 0 to 1, that the network may lose on held-out images (sensitivity).
+        max_layer_ratio: fraction of a layer's own crossbars at which it stops, in (0, 1]
+            (sensitivity).
+        min_crossbars: Tc, the crossbars that a layer keeps at least, >= 0 (sensitivity).
+        step: fraction of a layer's crossbars tried at a time, in (0, 1] (sensitivity).
 
     Raises:
         ConfigError: a value is out of its range.
@@ -26,6 +33,10 @@ class BudgetSettings:
 
     name: str = "uniform"
     layer_ratios: Any = None
+    max_drop: float = 0.02
+    max_layer_ratio: float = 0.9
+    min_crossbars: int = 0
+    step: float = 0.1
 
     def __post_init__(self) -> None:
         if self.name not in BUDGETS:
@@ -37,6 +48,13 @@ class BudgetSettings:
                 "ratios, and no other budget takes them; type budget=per_layer "
                 "'budget.layer_ratios={features.*:0.6}'"
             )
+        if not (0 <= self.max_drop <= 1 and 0 < self.max_layer_ratio <= 1 and 0 < self.step <= 1):
+            raise ConfigError(
+                f"budget: max_drop={self.max_drop} must lie in [0, 1], max_layer_ratio="
+                f"{self.max_layer_ratio} and step={self.step} in (0, 1]"
+            )
+        if self.min_crossbars < 0:
+            raise ConfigError(f"budget.min_crossbars={self.min_crossbars}: give 0 or more")
 
     @classmethod
     def of(cls, budget: "BudgetSettings | str") -> "BudgetSettings":

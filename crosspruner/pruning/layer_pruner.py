@@ -62,6 +62,8 @@ class Pruned:
     errors: dict[str, float] = field(default_factory=dict)
     """Layer name -> error of its outputs relative to their energy (variance where a bias or a batch
     norm takes up the mean), each output weighed."""
+    stopped_by: dict[str, str] = field(default_factory=dict)
+    """Layer name -> the condition that stopped it (`sensitivity`)."""
 
 
 def prune_layer(

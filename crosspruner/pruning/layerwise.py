@@ -135,15 +135,16 @@ class Walk:
         held = 4 * images * max(drawn, _COPIES * largest)
         return held <= PASS_BYTES and all(stop.calls == 1 for stop in self.places)
 
-    def run(self, visit: Callable[[Stop, Samples], None]) -> None:
+    def run(self, visit: Callable[[Stop, Samples], None], between: bool = False) -> None:
         """Visit every layer in the order of the network; batch norms are measured on the way.
 
         Args:
             visit: may change the weights of the layer.
+            between: `visit` runs the network itself, so no pass may be under way.
         """
         if not self.places:
             return
-        if self.fits_one_pass:
+        if self.fits_one_pass and not between:
             self._in_one_pass(visit)
         else:
             self._stop_by_stop(visit)

@@ -7,6 +7,7 @@ from itertools import islice
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from torch import nn
 
 from crosspruner.errors import ConfigError
@@ -89,6 +90,7 @@ class LayerwisePruning(PruningCallback):
         result = prune_network(
             *(pruned_copy, _bare_copy(network), self.dense_plan, self.layouts, self.ratio),
             *(batches, self.settings, self.how, self.generator),
+            evaluate=lambda net: validation_accuracy(net, trainer, pl_module.device),
         )
         network.load_state_dict(pruned_copy.state_dict())
         self.layouts = result.layouts
@@ -119,6 +121,27 @@ class LayerwisePruning(PruningCallback):
     def restore_extra(self, saved: dict[str, Any]) -> None:
         for name, order in saved["orders"].items():
             self.layers[name].reorder(order)
+
+
+@torch.no_grad()
+def validation_accuracy(network: nn.Module, trainer: pl.Trainer, device: torch.device) -> float:
+    """Accuracy of a network on the trainer's validation images, 0 to 1, the same on every process.
+
+    Raises:
+        ConfigError: the trainer has none.
+    """
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    loader = trainer.val_dataloaders if datamodule is None else datamodule.val_dataloader()
+    if not loader:
+        raise ConfigError(
+            "budget=sensitivity stops by the validation accuracy: give the trainer val_dataloaders"
+        )
+    seen = torch.zeros(2, device=device)  # right, all
+    for inputs, labels in loader:
+        right = network(inputs.to(device)).argmax(1) == labels.to(device)
+        seen += torch.stack([right.sum(), torch.tensor(len(labels), device=device)])
+    seen = trainer.strategy.reduce(seen, reduce_op="sum")  # type: ignore[assignment]
+    return float(seen[0] / seen[1])
 
 
 def _bare_copy(network: nn.Module) -> Any:

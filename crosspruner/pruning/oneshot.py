@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from crosspruner.pruning.calibration import read_batches
 from crosspruner.pruning.layer_pruner import REORDERS, LayerwiseSettings
 from crosspruner.pruning.procedure import prune_network
 from crosspruner.pruning.saving import save_pruned
+from crosspruner.pruning.sensitivity import Evaluate
 from crosspruner.solver import SOLVERS
 
 
@@ -34,6 +35,8 @@ class PruneResult:
     """Layer name -> (U, P) bool, True = kept; layers that may not be pruned have none."""
     errors: dict[str, float]
     """Layer name -> squared error of its outputs on the calibration images, relative to them."""
+    stopped_by: dict[str, str] = field(default_factory=dict)
+    """Layer name -> "accuracy", "ratio", "crossbars" or "target", with budget "sensitivity"."""
 
     @property
     def saved(self) -> float:
@@ -70,6 +73,7 @@ def prune(
     exclude: str | Iterable[str] | None = None,
     seed: int = 0,
     input_shape: tuple[int, ...] | None = None,
+    evaluate: Evaluate | None = None,
 ) -> PruneResult:
     """Remove a fraction of a trained network's compute crossbars, layer by layer, in closed form.
 
@@ -89,7 +93,9 @@ def prune(
         solver: what chooses the masks, a key of `crosspruner.solver.SOLVERS`.
         reorder: "importance" sorts each layer's input FMs by their energy at its outputs, so that
             FMs of equal importance share crossbars; "none" takes them as they are.
-        budget: how the ratio is divided among the layers: "uniform".
+        budget: how the ratio is divided among the layers: "uniform" (one share for all), "global"
+            (where it costs least), "sensitivity" (in each layer as far as the accuracy allows, the
+            ratio at most), or `BudgetSettings`.
         refit: refit the surviving weights (and biases), and choose masks for that.
         kin: input FMs per crossbar; None = of the mapping.
         kout: output FMs per crossbar; None = of the mapping.
@@ -97,6 +103,7 @@ def prune(
         exclude: names or patterns of those that may not; None = the first and the last.
         seed: of all randomness.
         input_shape: shape of one image; None = of the first batch.
+        evaluate: accuracy (0 to 1) of a network on held-out images; budget "sensitivity" needs it.
 
     Returns:
         The pruned copy, its plan, and the masks.
@@ -129,10 +136,10 @@ def prune(
     settings = LayerwiseSettings(solver, reorder, refit)
     result = prune_network(
         *(network, _copy(model), plan, layouts, ratio, batches, settings),
-        *(how, generator),
+        *(how, generator, evaluate),
     )
     packed = plan.pruned(result.masks, grain, result.orders)
-    return PruneResult(network, packed, plan, result.masks, result.errors)
+    return PruneResult(network, packed, plan, result.masks, result.errors, result.stopped_by)
 
 
 def _copy(model: nn.Module) -> nn.Module:

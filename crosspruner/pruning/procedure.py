@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
+from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
 from crosspruner.pruning.budget import global_budget
 from crosspruner.pruning.budget_settings import BudgetSettings
@@ -14,6 +15,7 @@ from crosspruner.pruning.cost_curves import cost_curves
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise import prune_layers, users_of
 from crosspruner.pruning.output_weights import output_weights
+from crosspruner.pruning.sensitivity import Evaluate, prune_by_sensitivity
 from crosspruner.sparsity import GroupLayout
 
 
@@ -27,6 +29,8 @@ class ProcedureResult:
     """Layer name -> its groups, in the order that they were pruned in."""
     errors: dict[str, float] = field(default_factory=dict)
     """Layer name -> squared error of its outputs relative to their energy."""
+    stopped_by: dict[str, str] = field(default_factory=dict)
+    """Layer name -> the condition that stopped it, with budget "sensitivity"."""
 
     @property
     def orders(self) -> dict[str, Tensor]:
@@ -45,6 +49,7 @@ def prune_network(
     settings: LayerwiseSettings,
     budget: BudgetSettings,
     generator: torch.Generator,
+    evaluate: Evaluate | None = None,
 ) -> ProcedureResult:
     """Prune a network in place.
 
@@ -58,25 +63,38 @@ def prune_network(
         settings: how each layer is pruned.
         budget: how the ratio is divided.
         generator: source of all randomness, on the CPU.
+        evaluate: accuracy of a network; needed by budget "sensitivity".
 
     Raises:
         BudgetError: the ratio cannot be met.
+        ConfigError: the budget needs `evaluate`.
         DataError, ModelError: see `layerwise.prune_layers`.
     """
+    if budget.name == "sensitivity" and evaluate is None:
+        raise ConfigError(
+            "budget='sensitivity' stops by the accuracy: give evaluate, a function that returns "
+            "the accuracy (0 to 1) of a network on held-out images"
+        )
     with evaluation(network), evaluation(dense):
         weights = output_weights(dense, users_of(plan, layouts), batches, generator)
         blocks, _ = budget.first_blocks(plan, layouts, ratio)
         if budget.name == "global":
             costs = cost_curves(dense, plan, layouts, batches, weights, settings, generator)
             blocks = global_budget(plan, layouts, ratio, costs)
-        pruned = prune_layers(
-            network, dense, plan, layouts, blocks, batches, weights, settings, generator
-        )
+        if budget.name == "sensitivity" and evaluate is not None:
+            pruned = prune_by_sensitivity(
+                *(network, dense, plan, layouts, ratio, batches, weights, settings, budget),
+                *(generator, evaluate),
+            )
+        else:
+            pruned = prune_layers(
+                network, dense, plan, layouts, blocks, batches, weights, settings, generator
+            )
     ordered = {
         name: replace(layout, input_order=pruned.orders.get(name, layout.input_order))
         for name, layout in layouts.items()
     }
-    return ProcedureResult(pruned.masks, ordered, pruned.errors)
+    return ProcedureResult(pruned.masks, ordered, pruned.errors, pruned.stopped_by)
 
 
 @contextmanager
