@@ -15,10 +15,11 @@ from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, r
 from crosspruner.pruning.targets import Targets
 from crosspruner.pruning.walk import Stop
 from crosspruner.sparsity import GroupLayout
+from crosspruner.sparsity.reorder import gather_order, importance_order
 
 log = logging.getLogger(__name__)
 
-REORDERS = ("none", "importance")
+REORDERS = ("none", "importance", "tetris")
 
 Samples = Callable[[], Iterable[tuple[Tensor, Targets]]]
 """The layer's inputs in the pruned network and its outputs in the dense one, batch by batch; every
@@ -94,16 +95,12 @@ def prune_layer(
     raw = collect(module, layout, samples, settings, generator)
     centre = takes_up_means(stop, settings)
     moments = raw.centred() if centre else raw
-    if settings.reorder == "importance":
-        order = moments.importance(weight).argsort(dim=1, descending=True, stable=True)
-        result.orders[name] = order.cpu()
-        layout = replace(layout, input_order=order.cpu())
+    if settings.reorder != "none":
+        order = _order(moments, weight, weights, blocks, layout, settings.reorder)
+        result.orders[name] = order
+        layout = replace(layout, input_order=order)
         cut = raw.runs > 1  # other groups would stand in each run: look once more
-        raw = (
-            collect(module, layout, samples, settings, generator)
-            if cut
-            else raw.reordered(order.cpu())
-        )
+        raw = collect(module, layout, samples, settings, generator) if cut else raw.reordered(order)
         moments = raw.centred() if centre else raw
 
     scale = None if weights is None else weights.sqrt()
@@ -125,6 +122,23 @@ def prune_layer(
         assert bias is not None
         bias.copy_(dense_bias(bias, raw, new))
     weight.copy_(new)
+
+
+def _order(
+    moments: Moments,
+    weight: Tensor,
+    weights: Tensor | None,
+    blocks: int,
+    layout: GroupLayout,
+    reorder: str,
+) -> Tensor:
+    """(G, fan_in) the order of the input FMs, on the CPU."""
+    if reorder == "importance":
+        return importance_order(moments.importance(weight, weights)).cpu()
+    energy = moments.kernel_energy(weight)
+    if weights is not None:
+        energy = energy * weights.to(energy).unsqueeze(1)
+    return gather_order(energy, blocks, layout)
 
 
 def collect(

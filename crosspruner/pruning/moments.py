@@ -94,16 +94,14 @@ class Moments:
             kernels = torch.empty_like(kernels).scatter_(2, order, kernels)
         return kernels.reshape(weight.shape).to(weight.dtype)
 
-    def importance(self, weight: Tensor) -> Tensor:
-        """Energy of each input FM at the output: the diagonal of the Gram matrix at Kin = 1.
+    def kernel_energy(self, weight: Tensor) -> Tensor:
+        """Energy that each kernel puts into its output: w' M w of one FM's rows.
 
         Args:
             weight: (Cout, fan_in, ...).
 
         Returns:
-            (G, fan_in) float64, by FM, not by place.
-
-        Source: Liang et al. 2018 order FMs by importance; this measure is our reading.
+            (Cout, fan_in) float64, by FM, not by place.
         """
         layout = self.layout
         fan_in, positions = _fm_shape(weight)
@@ -111,11 +109,30 @@ class Moments:
         fms = torch.arange(placed.shape[1], device=placed.device)
         own = self.second.view(len(placed), len(fms), positions, len(fms), positions)
         own = own[:, fms, :, fms]  # (FMs, B, k, k)
-        energy = ((own @ placed.transpose(0, 1)) * placed.transpose(0, 1)).sum((2, 3)).T
-        energy = energy.reshape(layout.conv_groups, -1)[:, :fan_in]
-        if layout.input_order is None:
-            return energy
-        return torch.empty_like(energy).scatter_(1, layout.input_order.to(energy.device), energy)
+        energy = ((own @ placed.transpose(0, 1)) * placed.transpose(0, 1)).sum(2)  # (FMs, B, O)
+        energy = energy.unflatten(1, (layout.conv_groups, self.runs)).permute(1, 3, 2, 0)
+        energy = energy.flatten(2)[:, :, :fan_in]  # (G, O, FMs in their places)
+        if layout.input_order is not None:
+            order = layout.input_order.to(energy.device).unsqueeze(1).expand_as(energy)
+            energy = torch.empty_like(energy).scatter_(2, order, energy)
+        return energy.flatten(0, 1)
+
+    def importance(self, weight: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Energy of each input FM at the outputs: the diagonal of the Gram matrix at Kin = 1.
+
+        Args:
+            weight: (Cout, fan_in, ...).
+            weights: (Cout,) what a squared error of each output weighs; None = all alike.
+
+        Returns:
+            (G, fan_in) float64, by FM, not by place.
+
+        Source: Liang et al. 2018 order FMs by importance; this measure is our reading.
+        """
+        energy = self.kernel_energy(weight)
+        if weights is not None:
+            energy = energy * weights.to(energy).unsqueeze(1)
+        return energy.view(self.layout.conv_groups, -1, energy.shape[1]).sum(1)
 
     def reordered(self, order: Tensor) -> "Moments":
         """The same moments with the input FMs in another order; only of uncut moments.

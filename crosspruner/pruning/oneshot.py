@@ -92,7 +92,8 @@ def prune(
         ratio: fraction of the model's compute crossbars to remove, in [0, 1).
         solver: what chooses the masks, a key of `crosspruner.solver.SOLVERS`.
         reorder: "importance" sorts each layer's input FMs by their energy at its outputs, so that
-            FMs of equal importance share crossbars; "none" takes them as they are.
+            FMs of equal importance share crossbars; "tetris" gathers those that the same outputs
+            read; "none" takes them as they are.
         budget: how the ratio is divided among the layers: "uniform" (one share for all), "global"
             (where it costs least), "sensitivity" (in each layer as far as the accuracy allows, the
             ratio at most), or `BudgetSettings`.

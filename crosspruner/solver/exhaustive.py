@@ -1,7 +1,7 @@
 """The exact optimum of small problems: try every mask."""
 
 from itertools import combinations
-from math import comb
+from math import comb, inf
 
 import torch
 from torch import Tensor
@@ -47,9 +47,15 @@ def best_of_all(gram: Tensor, linear: Tensor, keep: int) -> Tensor:
 
 
 def trial_flops(problem: RefitProblem, keep: int) -> float:
-    """Operations of trying all masks of `keep` groups on problems that share their moment."""
+    """Operations of trying all masks of `keep` groups on problems that share their moment.
+
+    Infinite for more than MAX_MASKS masks: there the number of masks is what takes the time.
+    """
+    masks = comb(problem.num_groups, keep)
+    if masks > MAX_MASKS:
+        return inf
     rows, columns = keep * problem.group_size, problem.target.shape[0] * problem.target.shape[2]
-    return comb(problem.num_groups, keep) * rows**2 * (rows / 3 + columns)
+    return masks * rows**2 * (rows / 3 + columns)
 
 
 def best_of_all_refit(problem: RefitProblem, keep: int) -> Tensor:

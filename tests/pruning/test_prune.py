@@ -66,7 +66,7 @@ def snapshot(net):
 
 
 @pytest.mark.parametrize("grain", ["crossbar", "column"])
-@pytest.mark.parametrize("reorder", ["none", "importance"])
+@pytest.mark.parametrize("reorder", ["none", "importance", "tetris"])
 def test_the_budget_is_exact_and_the_plan_computes_the_network(grain, reorder):
     net = make_net()
     result = small(net, grain=grain, reorder=reorder, solver="lgd_rpp")
@@ -83,7 +83,7 @@ def test_the_budget_is_exact_and_the_plan_computes_the_network(grain, reorder):
         weight = result.model.get_submodule(name).weight
         assert not weight[~layout.expand(mask)].any()
         assert bool(weight[layout.expand(mask)].any())
-        assert (layer.input_order is not None) == (reorder == "importance")
+        assert (layer.input_order is not None) == (reorder != "none")
     assert result.saved == 1 - result.plan.compute_crossbars / dense.compute_crossbars
     assert result.saved == pytest.approx(0.5, abs=1 / dense.compute_crossbars)
     images = torch.cat(make_images()).double()
