@@ -1,5 +1,6 @@
 """DeviceNoise: the Lightning callback that trains a network on the chip it will run on."""
 
+from collections import deque
 from typing import Any
 
 import pytorch_lightning as pl
@@ -8,8 +9,13 @@ from torch import Tensor
 
 from crosspruner.hardware import Device
 from crosspruner.hardware.effective import DeviceWeights, layers_on_device, weight_name
+from crosspruner.pruning.batch_norm import reestimate_all
+from crosspruner.pruning.calibration import images_of
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import Phase
+
+# Training batches on which batch norms are measured.
+_NORM_BATCHES = 8
 
 # Chips of one seed of the callback: steps and batches draw among these.
 _CHIPS = 1 << 32
@@ -23,6 +29,10 @@ class DeviceNoise(pl.Callback):
     Only what acts on weights is put in (quantisation, variation, faults, drift), one draw for all
     copies of a weight. Validation, checkpoints and the optimizer see the weights as they are. The
     chip depends on the seed and the step only, so that a resumed run goes on alike.
+
+    Running batch-norm statistics would follow the last few chips. Before each validation, or at the
+    end of an epoch without one, they are measured anew on the epoch's last training images with the
+    weights as they are; those suit all chips.
 
     Args:
         device: the device.
@@ -39,6 +49,7 @@ class DeviceNoise(pl.Callback):
         self.seed = seed
         self._layers: dict[str, DeviceWeights] = {}
         self._clean: dict[str, Tensor] = {}
+        self._images: deque[Tensor] = deque(maxlen=_NORM_BATCHES)
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -49,6 +60,7 @@ class DeviceNoise(pl.Callback):
         if not self._layers:
             self._layers = layers_on_device(self.pruning.plan, network, self.device)
         chip = (self.seed + 1) * _CHIPS + trainer.global_step * 4096 + batch_idx % 4096
+        self._images.append(images_of(batch).detach())
         for name, layer in self._layers.items():
             weight = network.get_parameter(weight_name(name))
             with torch.no_grad():
@@ -57,6 +69,12 @@ class DeviceNoise(pl.Callback):
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore(pl_module)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measure_norms(pl_module)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._measure_norms(pl_module)
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -69,6 +87,12 @@ class DeviceNoise(pl.Callback):
     def _due(self, step: int) -> bool:
         fine_tuning = self.pruning.frozen and self.pruning.phase_at(step) is Phase.FINETUNE
         return fine_tuning or self.pruning.ratio == 0
+
+    def _measure_norms(self, pl_module: pl.LightningModule) -> None:
+        if self._images:
+            with torch.no_grad():
+                reestimate_all(pl_module.get_submodule(self.pruning.root), list(self._images))
+        self._images.clear()
 
     def _restore(self, pl_module: pl.LightningModule) -> None:
         network = pl_module.get_submodule(self.pruning.root)

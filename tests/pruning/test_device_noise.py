@@ -100,6 +100,29 @@ def test_the_same_seed_meets_the_same_chips():
     assert not torch.equal(one.net[0].weight, other.net[0].weight)
 
 
+def test_batch_norms_are_those_of_the_weights_as_they_are():
+    class Normed(Net):
+        def __init__(self):
+            super().__init__(rate=0.0)
+            self.net = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 3))
+
+    torch.manual_seed(1)
+    images, labels = torch.randn(8, 12), torch.randint(3, (8,))
+    loader = DataLoader(TensorDataset(images, labels), batch_size=4)
+    module = Normed()
+    pruning = CrossbarPruning(
+        Crossbar(4, 4, differential=True), ratio=0.0, input_shape=(12,), root="net"
+    )
+    pl.Trainer(
+        max_epochs=1, callbacks=[pruning, DeviceNoise(Device(lognormal=1.0), pruning)],
+        logger=False, enable_progress_bar=False, enable_checkpointing=False,
+        enable_model_summary=False, accelerator="cpu",
+    ).fit(module, loader)  # fmt: skip
+    read = module.net[0](images).detach()
+    torch.testing.assert_close(module.net[1].running_mean, read.mean(0))
+    torch.testing.assert_close(module.net[1].running_var, read.var(0))
+
+
 def test_array_effects_are_left_out():
     module, _ = fit(Device(adc_bits=4, read_noise=0.1, wire_ohms=1.0))
     assert all(torch.equal(s, c) for s, c in zip(module.seen, module.clean, strict=True))
