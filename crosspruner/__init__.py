@@ -33,7 +33,10 @@ from crosspruner.hardware import simulate as simulate
 from crosspruner.solver import lgd_rpp as lgd_rpp
 
 if TYPE_CHECKING:
+    from crosspruner.pruning.budget_settings import BudgetSettings as BudgetSettings
     from crosspruner.pruning.callback import CrossbarPruning as CrossbarPruning
+    from crosspruner.pruning.layer_pruner import LayerwiseSettings as LayerwiseSettings
+    from crosspruner.pruning.layerwise_callback import LayerwisePruning as LayerwisePruning
     from crosspruner.pruning.oneshot import PruneResult as PruneResult
     from crosspruner.pruning.oneshot import prune as prune
     from crosspruner.pruning.schedule import PruningSchedule as PruningSchedule
@@ -41,7 +44,10 @@ if TYPE_CHECKING:
 
 # Lightning takes seconds to import, and planning a model does not need it.
 _ON_DEMAND = {
+    "BudgetSettings": "crosspruner.pruning.budget_settings",
     "CrossbarPruning": "crosspruner.pruning.callback",
+    "LayerwisePruning": "crosspruner.pruning.layerwise_callback",
+    "LayerwiseSettings": "crosspruner.pruning.layer_pruner",
     "PruneResult": "crosspruner.pruning.oneshot",
     "PruningSchedule": "crosspruner.pruning.schedule",
     "StepSettings": "crosspruner.pruning.step_solver",

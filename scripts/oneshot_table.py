@@ -17,16 +17,14 @@ from crosspruner.training import build_model, load_weights
 from crosspruner.training.data import FolderData
 
 ROWS = (
-    ("random", True, "none", "uniform"),
     ("magnitude", False, "none", "uniform"),
     ("lgd_rpp", False, "none", "uniform"),
+    ("random", True, "none", "uniform"),
     ("magnitude", True, "none", "uniform"),
-    ("lasso", True, "none", "uniform"),
-    ("greedy", True, "none", "uniform"),
     ("lgd_rpp", True, "none", "uniform"),
     ("lgd_rpp", True, "importance", "uniform"),
+    ("lgd_rpp", True, "tetris", "uniform"),
     ("lgd_rpp", True, "none", "global"),
-    ("lgd_rpp", True, "importance", "global"),
 )
 """Solver, refit, reorder, budget."""
 
