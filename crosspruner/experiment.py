@@ -23,15 +23,12 @@ from hydra.errors import InstantiationException
 from hydra.types import RunMode
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger, WandbLogger
-from safetensors.torch import load_file
 from torch import nn
 
 from crosspruner.config import RunSettings, run_settings
 from crosspruner.errors import ConfigError, CrossprunerError
 from crosspruner.hardware import Plan
-from crosspruner.hardware.cells import check_cells
 from crosspruner.job import (
     has_console,
     is_first_process,
@@ -42,6 +39,7 @@ from crosspruner.job import (
     recorded,
     share_cores,
 )
+from crosspruner.judging import check_device, judge, judge_on_device
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.device_noise import DeviceNoise
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
@@ -53,12 +51,11 @@ from crosspruner.reporting.config_tree import config_tree
 from crosspruner.reporting.console import print_crossbars
 from crosspruner.reporting.layers import layer_table
 from crosspruner.reporting.page import write_run_report
-from crosspruner.reporting.results import Outcome, headline, write_results
+from crosspruner.reporting.results import headline, write_results
 from crosspruner.reporting.tracked_results import log_results
 from crosspruner.reporting.tracking import TrackingSettings, tracked
 from crosspruner.training import Classifier, build_model, load_weights
 from crosspruner.training.data.base import ImageData
-from crosspruner.training.on_device import DeviceSettings, accuracy_on_device
 from crosspruner.training.progress import progress_callbacks
 
 log = logging.getLogger(__name__)
@@ -137,7 +134,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     input_shape = (data.in_channels, *data.image_size)
     plan = pruning.prepare(network, input_shape)
     log.info("%s\n%s", _intention(plan, pruning), plan.table())
-    _check_device(settings.device, plan)
+    check_device(settings.device, plan)
 
     module = Classifier(
         network,
@@ -159,10 +156,10 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
             ours.append(DeviceNoise(settings.device, pruning, settings.seed))
         trainer = _trainer(config, pruning, ours, loggers)
         trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings, folder))
-        outcome = _judge(trainer, module, data, pruning, snapshots)
+        outcome = judge(trainer, module, data, pruning, snapshots)
         if trainer.is_global_zero:
             outcome = replace(outcome, units=settings.cost)
-            outcome = _judge_on_device(outcome, network, data, settings.device)
+            outcome = judge_on_device(outcome, network, data, settings.device)
             seconds = time.monotonic() - started
             summary = write_results(folder, network, outcome, labels, seconds)
             if board is not None:
@@ -213,79 +210,6 @@ def _intention(plan: Plan, pruning: PruningCallback) -> str:
         f"to remove {gone:,} of {total:,} compute crossbars ({gone / total:.2%}, "
         f"{pruning.ratio:.2%} asked for) from {len(pruning.layouts)} of {len(plan.layers)} layers"
     )
-
-
-def _judge(
-    trainer: pl.Trainer,
-    module: Classifier,
-    data: ImageData,
-    pruning: PruningCallback,
-    snapshots: tuple[Snapshot, Snapshot],
-) -> Outcome:
-    """Read the test split for the pruned network, the dense one, and the pruned one before it was
-    fine-tuned."""
-    chosen_by = trainer.callback_metrics.get("val/acc")
-    keeper = trainer.checkpoint_callback
-    if isinstance(keeper, ModelCheckpoint) and keeper.best_model_path:
-        state = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
-        module.load_state_dict(state["state_dict"])
-        chosen_by = keeper.best_model_score
-    pruned = {key: value.clone() for key, value in module.net.state_dict().items()}
-    accuracy = _test(trainer, module, data)
-    earlier: list[float | None] = [accuracy, accuracy]
-    if pruning.ratio > 0:
-        earlier = [_test_earlier(trainer, module, data, snapshot) for snapshot in snapshots]
-        if earlier[0] is None:
-            log.warning("no dense snapshot beside the checkpoint: dense accuracy is unknown")
-    module.net.load_state_dict(pruned)
-    val_accuracy = None if chosen_by is None else float(chosen_by)
-    return Outcome(
-        earlier[0], accuracy, pruning.plan, pruning.masks, val_accuracy, oneshot_accuracy=earlier[1]
-    )
-
-
-def _test_earlier(
-    trainer: pl.Trainer, module: Classifier, data: ImageData, snapshot: Snapshot
-) -> float | None:
-    if not snapshot.path.exists():
-        return None
-    module.net.load_state_dict(load_file(snapshot.path))
-    return _test(trainer, module, data)
-
-
-def _check_device(device: DeviceSettings, plan: Plan) -> None:
-    """Stop before training if the device does not fit the crossbar, and say what fits badly."""
-    if device.train and not device.on_weights.changes_weights:
-        raise ConfigError(
-            f"device.train=true, but device={device.name} does nothing to weights: choose another "
-            "device, or an effect, for example device.lognormal=0.1"
-        )
-    if device.is_ideal:
-        return
-    check_cells(device, plan.crossbar)
-    if device.is_random and not plan.crossbar.differential:
-        log.warning(
-            "device=%s varies from cell to cell, and weights are stored shifted, so that the shift "
-            "varies as well: crossbar.differential=true stores them in pairs",
-            device.name,
-        )
-
-
-def _judge_on_device(
-    outcome: Outcome, network: nn.Module, data: ImageData, device: DeviceSettings
-) -> Outcome:
-    """The outcome with what the pruned network reaches on chips, where the device is not ideal."""
-    if device.is_ideal:
-        return outcome
-    # ideal with keys of its own, device.lognormal=0.1, is no longer what its name says
-    name = "own device" if device.name == "ideal" else device.name
-    log.info("judging the pruned network on %d chip(s) of %s", device.seeds, name)
-    chips = accuracy_on_device(outcome.plan, network.cpu(), data, device)
-    return replace(outcome, device=name, device_accuracies=tuple(chips.tolist()))
-
-
-def _test(trainer: pl.Trainer, module: Classifier, data: ImageData) -> float:
-    return float(trainer.test(module, datamodule=data, verbose=False)[0]["test/acc"])
 
 
 def _pruning(settings: RunSettings) -> PruningCallback:
