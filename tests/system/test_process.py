@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 PROBE = """
 import json, os, runpy, signal, sys, threading
 os.environ["HYDRA_FULL_ERROR"] = "1"  # train.py sets it itself
-import crosspruner, torch
+import sklearn.datasets, torch, crosspruner.experiment  # libraries set variables when imported
 
 def state():
     return {
@@ -50,6 +50,8 @@ def test_offline_wandb_runs_of_a_sweep_have_no_side_effect_on_the_process(
     assert done.returncode == 0, done.stderr
     (line,) = (text for text in done.stdout.splitlines() if text.startswith("STATE"))
     before, after, wandb_is_closed, alive = json.loads(line.removeprefix("STATE"))
+    changed = before["environment"].items() ^ after["environment"].items()
+    assert changed == set()
     assert after == before
     assert wandb_is_closed
     assert alive == []
