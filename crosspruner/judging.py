@@ -7,7 +7,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
@@ -31,9 +31,11 @@ def judge(
 ) -> Outcome:
     """Read the test split for the pruned network, the dense one, and the pruned one before it was
     fine-tuned."""
-    chosen_by = trainer.callback_metrics.get("val/acc")
+    chosen_by: float | Tensor | None = trainer.callback_metrics.get("val/acc")
     keeper = trainer.checkpoint_callback
-    if isinstance(keeper, ModelCheckpoint) and keeper.best_model_path:
+    if pruning.pruned_at_the_end:  # no epoch came after, so none was validated or kept
+        chosen_by = trainer.validate(module, datamodule=data, verbose=False)[0]["val/acc"]
+    elif isinstance(keeper, ModelCheckpoint) and keeper.best_model_path:
         state = torch.load(keeper.best_model_path, map_location="cpu", weights_only=True)
         module.load_state_dict(state["state_dict"])
         chosen_by = keeper.best_model_score

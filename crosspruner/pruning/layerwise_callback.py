@@ -26,9 +26,9 @@ log = logging.getLogger(__name__)
 class LayerwisePruning(PruningCallback):
     """Removes a fraction of a model's compute crossbars layer by layer, before fine-tuning.
 
-    At the first step after the dense epochs every prunable layer gets its mask, its refitted
-    weights and fresh batch-norm statistics from some hundred calibration images; the masks are
-    frozen from then on.
+    At the first step after the dense epochs (or when fitting ends, if there is none) every
+    prunable layer gets its mask, its refitted weights and fresh batch-norm statistics from some
+    hundred calibration images; the masks are frozen from then on.
 
     Args:
         crossbar, mapping, grain, ratio, schedule, budget, include, exclude, input_shape, root,
@@ -79,6 +79,11 @@ class LayerwisePruning(PruningCallback):
     ) -> None:
         due = trainer.global_step >= self.schedule.boundaries(self._total_steps)[0]
         if due and self.ratio > 0 and not self.frozen:
+            self.prune(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.ratio > 0 and not self.frozen:  # no step came after the dense epochs
+            self.pruned_at_the_end = True
             self.prune(trainer, pl_module)
 
     def prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -80,6 +80,7 @@ class PruningCallback(pl.Callback):
         self.blocks: dict[str, int] = {}
         self.layers: dict[str, MaskedLayer] = {}
         self.frozen = False
+        self.pruned_at_the_end = False  # after the last step: what was validated is not the result
         self.churn = 0.0
         self._total_steps = 0
         self._last_step = -1

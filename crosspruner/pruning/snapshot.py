@@ -13,6 +13,8 @@ from crosspruner.pruning.schedule import Phase
 class Snapshot(pl.Callback):
     """Writes the network's weights to a file before the first step of a phase.
 
+    Where the phase has no step, when fitting ends.
+
     Args:
         path: the safetensors file to write. A resumed run that is past that step keeps the file
             that lies beside the checkpoint it resumes from.
@@ -42,6 +44,14 @@ class Snapshot(pl.Callback):
     ) -> None:
         if self.taken or self.pruning.phase_at(trainer.global_step) < self.phase:
             return
+        self.take(trainer, pl_module)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self.pruning.ratio > 0 and not self.taken:  # the phase has no step of its own
+            self.take(trainer, pl_module)
+
+    def take(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Write the weights as they are now."""
         self.taken = True
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -69,18 +69,18 @@ def pruning(**given):
     return CrossbarPruning(**{**values, **given})
 
 
-def fit(callback, ckpt_path=None, precision="32-true", extra=()):
+def fit(callback, ckpt_path=None, precision="32-true", extra=(), before=(), epochs=4):
     pl.seed_everything(0, verbose=False)
     module = Tiny()
     trainer = pl.Trainer(
-        max_epochs=4,
+        max_epochs=epochs,
         accelerator="cpu",
         precision=precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        callbacks=[callback, *extra],
+        callbacks=[*before, callback, *extra],
     )
     trainer.fit(module, batches(), ckpt_path=ckpt_path)
     return trainer, module

@@ -3,11 +3,13 @@
 import pytest
 import pytorch_lightning as pl
 import torch
+from safetensors.torch import load_file
 
 from crosspruner.errors import BudgetError, ConfigError
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
 from crosspruner.pruning.schedule import Phase, PruningSchedule
+from crosspruner.pruning.snapshot import Snapshot
 
 from .test_callback import SaveAt, batches, fit, pytestmark  # noqa: F401
 
@@ -71,6 +73,22 @@ def test_a_resumed_run_ends_alike(tmp_path, epoch, reorder):
     assert resumed.plan.to_dict() == straight.plan.to_dict()
     for ours, theirs in zip(module.parameters(), expected.parameters(), strict=True):
         assert torch.equal(ours, theirs)
+
+
+def test_without_any_epoch_it_prunes_when_fitting_ends(tmp_path):
+    callback = pruning(schedule=PruningSchedule(finetune_epochs=0))
+    dense = Snapshot(tmp_path / "dense.safetensors", callback, Phase.PRUNE)
+    pruned = Snapshot(tmp_path / "pruned.safetensors", callback, Phase.FINETUNE)
+    fit(callback, before=[dense], extra=[pruned], epochs=0)
+    assert callback.frozen
+    assert callback.pruned_at_the_end
+    assert callback.plan.compute_crossbars < callback.dense_plan.compute_crossbars
+    before, after = load_file(dense.path), load_file(pruned.path)
+    for name, layer in callback.layers.items():
+        kept = layer.kept.expand_as(layer.weight)
+        assert not layer.weight[~kept].any()
+        assert bool(before[f"{name}.weight"][~kept].any())
+        assert torch.equal(after[f"{name}.weight"], layer.weight)
 
 
 def test_calibration_of_ones_own_and_a_ratio_of_zero():

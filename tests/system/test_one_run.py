@@ -166,3 +166,17 @@ def test_the_page_is_self_contained(finished):
     page = (run / "report.html").read_text()
     assert "<svg" in page
     assert 'src="http' not in page
+
+
+@pytest.mark.slow
+def test_a_run_without_any_epoch_prunes_at_once(train, tmp_path):
+    untrained = ("schedule=from_dense", "schedule.finetune_epochs=0", "procedure=layerwise")
+    small = [text for text in SMALL if not text.startswith(("schedule.", "solver."))]
+    code, _, err = train(tmp_path, *small, *untrained, "ratio=0.6", "logger=csv")
+    assert code == 0, err
+    (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["compute_saved"] == pytest.approx(0.6, abs=0.05)
+    assert summary["accuracy"] == summary["oneshot_accuracy"]
+    assert summary["dense_accuracy"] is not None
+    assert 0 <= summary["val_accuracy"] <= 1
