@@ -13,18 +13,19 @@ import torch
 from torch import Tensor, nn
 
 import crosspruner as cp
+from crosspruner.errors import BudgetError
 from crosspruner.training import build_model, load_weights
 from crosspruner.training.data import FolderData
 
+SOLVERS = ("random", "magnitude", "lasso", "greedy", "lgd_rpp")
 ROWS = (
-    ("magnitude", False, "none", "uniform"),
-    ("lgd_rpp", False, "none", "uniform"),
-    ("random", True, "none", "uniform"),
-    ("magnitude", True, "none", "uniform"),
-    ("lgd_rpp", True, "none", "uniform"),
-    ("lgd_rpp", True, "importance", "uniform"),
-    ("lgd_rpp", True, "tetris", "uniform"),
+    *((solver, False, "none", "uniform") for solver in SOLVERS),
+    *((solver, True, "none", "uniform") for solver in SOLVERS),
+    *((solver, True, "importance", "uniform") for solver in SOLVERS[1:]),
+    *((solver, True, "tetris", "uniform") for solver in SOLVERS[1:]),
     ("lgd_rpp", True, "none", "global"),
+    ("lgd_rpp", True, "importance", "global"),
+    ("lgd_rpp", True, "tetris", "global"),
 )
 """Solver, refit, reorder, budget."""
 
@@ -41,12 +42,14 @@ ROWS = (
 @click.option("--ratio", default=0.72)
 @click.option("--images", default=512, help="Calibration images.")
 @click.option("--grain", "grains", multiple=True, default=("crossbar", "column"))
+@click.option("--solver", "solvers", multiple=True, default=SOLVERS)
 def main(
     network: str,
     width: float,
     weights: Path,
     data: str,
     grains: tuple[str, ...],
+    solvers: tuple[str, ...],
     images: int,
     **how: object,
 ) -> None:
@@ -60,23 +63,26 @@ def main(
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for grain in grains:
         for solver, refit, reorder, budget in ROWS:
+            if solver not in solvers:
+                continue
             start = time.process_time()
-            result = cp.prune(
-                *(net, batches),
-                grain=grain,
-                solver=solver,
-                refit=refit,
-                reorder=reorder,
-                budget=budget,
-                **how,  # type: ignore[arg-type]
-            )
+            row = f"| {grain} | {solver} | {'yes' if refit else 'no'} | {reorder} | {budget} "
+            try:
+                result = cp.prune(
+                    *(net, batches),
+                    grain=grain,
+                    solver=solver,
+                    refit=refit,
+                    reorder=reorder,
+                    budget=budget,
+                    **how,  # type: ignore[arg-type]
+                )
+            except BudgetError as error:
+                print(f"{row}| cannot: {error} | | |", flush=True)
+                continue
             spent = time.process_time() - start
             scored = accuracy(result.model, module.test_dataloader())
-            print(
-                f"| {grain} | {solver} | {'yes' if refit else 'no'} | {reorder} | {budget} "
-                f"| {scored:.2%} | {result.saved:.2%} | {spent:.0f} |",
-                flush=True,
-            )
+            print(f"{row}| {scored:.2%} | {result.saved:.2%} | {spent:.0f} |", flush=True)
     print(f"\nseed 0; torch {torch.__version__}, Python {platform.python_version()}")
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from crosspruner.pruning.curvature import RunningMoment, draw_patches, saliency
+from crosspruner.pruning.curvature import RunningFisher, RunningMoment, draw_patches, saliency
 from crosspruner.sparsity import GroupLayout
 
 
@@ -39,6 +39,37 @@ def test_saliency_is_the_error_after_a_refit(order):
     expected = refit_errors(rows, layer.weight.detach(), groups)
     expected /= expected.sum(dim=1, keepdim=True)
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-7)
+
+
+def test_given_output_weights_replace_the_shares():
+    layout = GroupLayout("0", "crossbar", 2, 4, 1, 2, 2)
+    weight = torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 3.0, 0.0, 1.0]])
+    white = torch.eye(2).expand(1, 2, 2, 2)
+    # Energies by output and group: [1, 4] and [9, 1]
+    shares = saliency(weight, white, layout)
+    torch.testing.assert_close(shares, torch.tensor([[0.2 + 0.9, 0.8 + 0.1]]))
+    weighed = saliency(weight, white, layout, torch.tensor([3.0, 0.5]))
+    torch.testing.assert_close(weighed, torch.tensor([[3 * 1 + 0.5 * 9, 3 * 4 + 0.5 * 1]]))
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 3, 1), nn.Linear(1, 3)])
+def test_outputs_weigh_by_their_mean_squared_gradient(layer):
+    fisher = RunningFisher(layer, memory=0.5)
+    assert fisher.weights() is None
+    gradient = torch.tensor([[1.0, 2.0, 0.0], [1.0, 0.0, 0.0]])
+    if isinstance(layer, nn.Conv2d):
+        gradient = gradient.view(2, 3, 1, 1).expand(2, 3, 4, 5)
+    fisher.update(gradient)
+    torch.testing.assert_close(fisher.weights(), torch.tensor([1.0, 2.0, 0.0]))
+    fisher.update(1000 * gradient)  # the scale of a loss says nothing about its outputs
+    torch.testing.assert_close(fisher.weights(), torch.tensor([1.0, 2.0, 0.0]))
+    fisher.update(gradient * torch.inf)  # a step that mixed precision overflowed
+    fisher.update(torch.zeros_like(gradient))
+    torch.testing.assert_close(fisher.weights(), torch.tensor([1.0, 2.0, 0.0]))
+    fisher.update(gradient.flip(1))
+    # 3/8 of [1, 2, 0] and 1/2 of [0, 2, 1], over their mean
+    expected = torch.tensor([0.375, 1.75, 0.5])
+    torch.testing.assert_close(fisher.weights(), expected / expected.mean())
 
 
 def test_the_moving_average_of_equal_batches_is_their_moment():
