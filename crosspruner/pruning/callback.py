@@ -90,9 +90,7 @@ class CrossbarPruning(PruningCallback):
     ) -> None:
         if self._moments_due(trainer.global_step):
             for state in self.states.values():
-                self._watched.append(
-                    state.layer.module.register_forward_pre_hook(self._watcher(state))
-                )
+                self._watched.append(state.layer.module.register_forward_hook(self._watcher(state)))
 
     def on_before_optimizer_step(
         self,
@@ -134,19 +132,20 @@ class CrossbarPruning(PruningCallback):
         self.set_masks(masks)
         if point.phase is Phase.FINETUNE:
             for state in self.states.values():
-                state.moment = state.inverse_blocks = None
+                state.moment = state.fisher = state.inverse_blocks = None
             self.freeze(pl_module)
 
     def _refresh(self, trainer: pl.Trainer) -> None:
+        def mean(value: Tensor) -> Tensor:
+            return trainer.strategy.reduce(value, reduce_op="mean")
+
         for state in self.states.values():
-            if state.moment is not None:
-                moment = trainer.strategy.reduce(state.moment.moment, reduce_op="mean")
-                state.refresh(moment)
+            state.average(mean)
+            state.refresh()
 
     def _watcher(self, state: LayerState) -> Any:
-        def watch(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            if state.moment is not None:
-                state.moment.update(inputs[0].detach(), self.generator)
+        def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            state.watch(inputs[0].detach(), output, self.generator)
 
         return watch
 
@@ -178,5 +177,5 @@ class CrossbarPruning(PruningCallback):
     def restore_extra(self, saved: dict[str, Any]) -> None:
         for name, state in self.states.items():
             if self.frozen:
-                state.moment = None
+                state.moment = state.fisher = None
             state.load_state_dict(saved[name])

@@ -89,25 +89,71 @@ class RunningMoment:
         return torch.linalg.inv(own[:, : layout.input_groups])
 
 
+class RunningFisher:
+    """Moving average of what an error at each output FM of a layer does to the loss.
+
+    The diagonal of the empirical Fisher information of the layer's output, E (dLoss/dy)^2 over
+    images and positions. Each batch counts in shares of its own mean, so that neither the scale of
+    a mixed-precision loss nor a batch of hard images moves the average; only ratios between
+    outputs of one layer are used.
+
+    Args:
+        module: a Conv2d or Linear layer.
+        memory: share of the old average that an update keeps, in [0, 1).
+    """
+
+    def __init__(self, module: nn.Module, memory: float = 0.95) -> None:
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        self.channel_dim = 1 if isinstance(module, nn.Conv2d) else -1
+        self.memory = memory
+        self.average = torch.zeros(len(weight))
+
+    @torch.no_grad()
+    def update(self, gradient: Tensor) -> None:
+        """Take in dLoss/dy of one batch, shaped as the output; skips one that is not finite."""
+        squared = gradient.float().square().movedim(self.channel_dim, 0).flatten(1).mean(dim=1)
+        mean = squared.mean()
+        if bool(mean.isfinite()) and bool(mean > 0):
+            self.average = self.average.to(squared.device)
+            self.average.mul_(self.memory).add_(squared / mean, alpha=1 - self.memory)
+
+    def weights(self) -> Tensor | None:
+        """(Cout,) with mean 1; None before the first gradient."""
+        mean = self.average.mean()
+        return self.average / mean if bool(mean > 0) else None
+
+
 @torch.no_grad()
-def saliency(weight: Tensor, inverse_blocks: Tensor, layout: GroupLayout) -> Tensor:
-    """tr(W_g' [(H^-1)_gg]^-1 W_g) of every group, in shares of its output's energy.
+def saliency(
+    weight: Tensor,
+    inverse_blocks: Tensor,
+    layout: GroupLayout,
+    output_weights: Tensor | None = None,
+) -> Tensor:
+    """tr(W_g' [(H^-1)_gg]^-1 W_g) of every group, weighed by output.
 
     Args:
         weight: (Cout, fan_in, ...).
         inverse_blocks: (G, P, w, w) from `RunningMoment.inverse_blocks`.
         layout: the groups.
+        output_weights: (Cout,) what an error at each output weighs. None = one over the sum of the
+            output's values over the input groups: the batch norm that usually follows makes an
+            error count relative to its output's scale.
 
     Returns:
-        (U, P), >= 0. Each output's values are divided by their sum over the input groups: the batch
-        norm that usually follows makes an error count relative to its output's scale.
+        (U, P), >= 0. Only ratios within a layer have a meaning.
     """
     groups, inputs, width, _ = inverse_blocks.shape
     rows = weight.detach().to(inverse_blocks.dtype).reshape(groups, -1, weight[0].numel())
     parts = by_input_group(rows, layout, inputs).view(groups, -1, inputs, width)
     energy = torch.einsum("gopv,gpvw,gopw->gop", parts, inverse_blocks, parts).clamp(min=0)
     energy = energy.flatten(0, 1)  # (Cout, P)
-    share = energy / energy.sum(dim=1, keepdim=True).clamp(min=torch.finfo(energy.dtype).tiny)
+    tiny = torch.finfo(energy.dtype).tiny
+    if output_weights is None:
+        share = energy / energy.sum(dim=1, keepdim=True).clamp(min=tiny)
+    else:
+        share = energy * output_weights.to(energy).unsqueeze(1)
     if layout.grain == "column":
         return share
     sums = share.new_zeros(layout.shape)

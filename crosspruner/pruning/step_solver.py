@@ -5,19 +5,21 @@ at the current mask (LGD) and projects it with RPP onto the layer's crossbars; R
 anneals to nothing, so that late masks are quiet. Two objectives give the gradient:
 
     reconstruction   d moves toward the refit-aware saliency of each group (curvature.py): the
-                     gradient of |d - s|^2 / 2, s the error that removing the group would cost
+                     gradient of |d - s|^2 / 2, s the error that removing the group would cost, each
+                     output's error weighed by the squared task gradient there
     loss             the task gradient dLoss/dbeta, smoothed and normalised
 
 The other solvers are the plain scores to compare with, under the same schedule and projection.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from crosspruner.errors import ConfigError
-from crosspruner.pruning.curvature import RunningMoment, saliency
+from crosspruner.pruning.curvature import RunningFisher, RunningMoment, saliency
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.solver import SOLVERS
 from crosspruner.solver.rpp import relaxed_scores
@@ -27,6 +29,7 @@ STEP_SOLVERS = ("lgd_rpp", "magnitude", "taylor", "random")
 """Those that work while training; the others need a layer's moments at rest."""
 ALL_SOLVERS = (*STEP_SOLVERS, *(name for name in SOLVERS if name not in STEP_SOLVERS))
 OBJECTIVES = ("reconstruction", "loss")
+OUTPUT_WEIGHTS = ("fisher", "energy")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class StepSettings:
         refresh_every: training steps between two inversions of the running moments, >= 1.
         moment_rows: input patches drawn for an update, >= 1.
         damping: share of the mean diagonal added to a moment before it is inverted, > 0.
+        output_weights: what an error at an output FM weighs. fisher: the mean squared task gradient
+            there; energy: one over the output's own energy, so that all outputs count alike.
 
     Raises:
         ConfigError: a value is out of its range.
@@ -55,11 +60,13 @@ class StepSettings:
     refresh_every: int = 100
     moment_rows: int = 1024
     damping: float = 0.01
+    output_weights: str = "fisher"
 
     def __post_init__(self) -> None:
         for key, value, choices in (
             ("solver", self.name, ALL_SOLVERS),
             ("objective", self.objective, OBJECTIVES),
+            ("output_weights", self.output_weights, OUTPUT_WEIGHTS),
         ):
             if value not in choices:
                 raise ConfigError(f"{key}={value!r} is unknown: use one of {', '.join(choices)}")
@@ -95,18 +102,34 @@ class LayerState:
         self.slope = torch.zeros(layer.layout.shape)
         self.started = False
         self.moment: RunningMoment | None = None
+        self.fisher: RunningFisher | None = None
         self.inverse_blocks: Tensor | None = None
         if settings.name == "random":
             self.dense = torch.rand(layer.layout.shape, generator=generator)
         if settings.needs_moments:
             self.moment = RunningMoment(layer.module, layer.layout, rows=settings.moment_rows)
+            if settings.output_weights == "fisher":
+                self.fisher = RunningFisher(layer.module)
 
-    def refresh(self, moment: Tensor | None = None) -> None:
-        """Invert the running moment (or the given average of all processes' moments)."""
+    def watch(self, inputs: Tensor, output: Tensor, generator: torch.Generator) -> None:
+        """Take in one batch that passes through the layer, and the gradient that comes back."""
+        if self.moment is None:
+            return
+        self.moment.update(inputs, generator)
+        if self.fisher is not None and output.requires_grad:
+            output.register_hook(self.fisher.update)
+
+    def average(self, mean: Callable[[Tensor], Tensor]) -> None:
+        """Replace what was watched by its mean over all processes."""
+        if self.moment is not None:
+            self.moment.moment = mean(self.moment.moment)
+        if self.fisher is not None:
+            self.fisher.average = mean(self.fisher.average)
+
+    def refresh(self) -> None:
+        """Invert the running moment."""
         if self.moment is None or self.moment.seen == 0:
             return
-        if moment is not None:
-            self.moment.moment = moment
         if self.inverse_blocks is None:
             self.started = False  # what was assumed before any input was seen is not worth keeping
         self.inverse_blocks = self.moment.inverse_blocks(self.settings.damping)
@@ -152,7 +175,8 @@ class LayerState:
         if blocks is None:  # nothing seen yet: white inputs
             width = layout.kin * weight[0, 0].numel()
             blocks = torch.eye(width).expand(layout.conv_groups, layout.input_groups, width, width)
-        return saliency(weight, blocks.to(weight.device), layout).cpu()
+        weights = None if self.fisher is None else self.fisher.weights()
+        return saliency(weight, blocks.to(weight.device), layout, weights).cpu()
 
     def state_dict(self) -> dict[str, object]:
         """Tensors and plain numbers that a resumed run needs."""
@@ -164,6 +188,8 @@ class LayerState:
         }
         if self.moment is not None:
             state |= {"moment": self.moment.moment, "seen": self.moment.seen}
+        if self.fisher is not None:
+            state |= {"fisher": self.fisher.average}
         return state
 
     def load_state_dict(self, state: dict) -> None:
@@ -172,6 +198,8 @@ class LayerState:
         self.started, self.inverse_blocks = state["started"], state["inverse_blocks"]
         if self.moment is not None:
             self.moment.moment, self.moment.seen = state["moment"], state["seen"]
+        if self.fisher is not None:
+            self.fisher.average = state["fisher"]
 
 
 def block_norms(layer: MaskedLayer) -> Tensor:
