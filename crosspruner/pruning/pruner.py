@@ -1,7 +1,7 @@
 """A network's layers under masks: plan, budget, zeros that stay zero, state. Knows no trainer."""
 
 import logging
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,7 +20,7 @@ from crosspruner.sparsity import GroupLayout
 log = logging.getLogger(__name__)
 
 
-class Pruner(ABC):
+class Pruner:
     """Keeps a network's layers under masks while something trains it.
 
     The network's `state_dict` keys, shapes and forward pass never change; masks live in the
