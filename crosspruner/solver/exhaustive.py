@@ -1,5 +1,6 @@
 """The exact optimum of small problems: try every mask."""
 
+from collections.abc import Iterator
 from itertools import combinations
 from math import comb, inf
 
@@ -9,41 +10,105 @@ from torch import Tensor
 from crosspruner.solver.refit import RefitProblem, cholesky
 from crosspruner.solver.swap import gram_loss
 
+MAX_WORK = 5e6
+"""Problems that take at most this many multiplications each are solved by trying all masks."""
+
 MAX_MASKS = 4096
-"""Problems of at most this many masks are solved by trying all of them."""
+"""Refitted problems of at most this many masks are, within MAX_FLOPS."""
 
 MAX_FLOPS = 2e11
 """Refitted problems of a layer are solved so as long as it takes at most this many operations."""
 
-# One chunk of the batch holds at most this many entries (float64: 128 MB).
+# One chunk of the batch holds at most this many losses (float64: 8 MB, about a cache).
+_CHUNK_LOSSES = 2**20
+
+# One chunk of refitted problems holds at most this many entries (float64: 128 MB).
 _CHUNK_ENTRIES = 2**24
 
 
 def is_small(groups: int, keep: int) -> bool:
-    """Whether a problem of `groups` has at most MAX_MASKS masks of `keep` ones."""
-    return comb(groups, keep) <= MAX_MASKS
+    """Whether all masks of `keep` ones out of `groups` can be tried within MAX_WORK."""
+    left, right = groups // 2, groups - groups // 2
+    halves = 0.0
+    for first, second in _splits(groups, keep):
+        halves += comb(left, first) * left**2 + comb(right, second) * right**2
+        if halves > MAX_WORK:
+            return False
+    return halves + comb(groups, keep) * (right + 2) <= MAX_WORK
 
 
 def best_of_all(gram: Tensor, linear: Tensor, keep: int) -> Tensor:
     """The mask of least loss among all with exactly `keep` ones.
 
+    The groups are cut into two halves, a mask into its parts m and n. Its loss is
+
+        m' G_mm m - 2 h_m' m  +  n' G_nn n - 2 h_n' n  +  2 m' G_mn n
+
+    so the losses of all pairs of parts come from one matrix product of half the depth.
+
     Args:
-        gram: (B, P, P) float64. linear: (B, P) float64.
+        gram: (B, P, P) float64, symmetric. linear: (B, P) float64.
         keep: 0..P, few enough that `is_small`.
 
     Returns:
-        (B, P) bool; of equal losses the first in lexicographic order of the kept groups.
+        (B, P) bool; of equal losses always the same one.
+
+    Source: the split is that of Horowitz and Sahni, "Computing partitions", JACM 1974.
     """
-    groups = gram.shape[1]
-    supports = torch.tensor(list(combinations(range(groups), keep)), device=gram.device)
-    masks = torch.zeros(len(supports), groups, dtype=torch.bool, device=gram.device)
-    masks.scatter_(1, supports.view(len(supports), keep).long(), True)
-    best = []
-    chunk = max(1, _CHUNK_ENTRIES // masks.numel())
-    for part, part_linear in zip(gram.split(chunk), linear.split(chunk), strict=True):
-        losses = gram_loss(part, part_linear, masks.expand(len(part), -1, -1))
-        best.append(masks[losses.argmin(1)])
-    return torch.cat(best) if best else torch.zeros_like(linear, dtype=torch.bool)
+    batch, groups = linear.shape
+    half = groups // 2
+    least = linear.new_full((batch,), inf)
+    best = torch.zeros_like(linear, dtype=torch.bool)
+    for first, second in _splits(groups, keep):
+        left = _masks_of(half, first).to(linear)
+        right = _masks_of(groups - half, second).to(linear)
+        chunk = max(1, _CHUNK_LOSSES // (len(left) * len(right)))
+        for start in range(0, batch, chunk):
+            part = slice(start, start + chunk)
+            g, h = gram[part], linear[part]
+            losses = _losses_of_pairs(g, h, left, right).flatten(1)
+            loss, pair = losses.min(1)
+            found = torch.cat([left[pair // len(right)], right[pair % len(right)]], dim=1).bool()
+            better = loss < least[part]
+            least[part] = torch.where(better, loss, least[part])
+            best[part] = torch.where(better.unsqueeze(1), found, best[part])
+    return best
+
+
+def _splits(groups: int, keep: int) -> Iterator[tuple[int, int]]:
+    """How many of `keep` ones may lie in the first half of the groups, and how many then do not."""
+    half = groups // 2
+    for first in range(max(0, keep - (groups - half)), min(half, keep) + 1):
+        yield first, keep - first
+
+
+def _masks_of(groups: int, ones: int) -> Tensor:
+    """All masks (N, groups) of so many ones; from the zeros where those are fewer."""
+    few = min(ones, groups - ones)
+    places = torch.tensor(list(combinations(range(groups), few)))
+    masks = torch.zeros(len(places), groups, dtype=torch.bool)
+    masks.scatter_(1, places.view(len(places), few).long(), True)
+    return masks if few == ones else ~masks
+
+
+def _losses_of_pairs(gram: Tensor, linear: Tensor, left: Tensor, right: Tensor) -> Tensor:
+    """(B, M, N) loss of each problem under each pair of a left and a right part of a mask."""
+    half, batch = left.shape[1], len(gram)
+    own_left = gram_loss(gram[:, :half, :half], linear[:, :half], left.expand(batch, -1, -1))
+    own_right = gram_loss(gram[:, half:, half:], linear[:, half:], right.expand(batch, -1, -1))
+    # The parts' own losses ride along as two more columns of the product.
+    one = linear.new_ones(1)
+    rows = (
+        2 * left @ gram[:, :half, half:],
+        own_left.unsqueeze(2),
+        one.expand(batch, len(left), 1),
+    )
+    columns = (
+        right.T.expand(batch, -1, -1),
+        one.expand(batch, 1, len(right)),
+        own_right.unsqueeze(1),
+    )
+    return torch.cat(rows, dim=2) @ torch.cat(columns, dim=1)
 
 
 def trial_flops(problem: RefitProblem, keep: int) -> float:

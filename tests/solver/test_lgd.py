@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from crosspruner.errors import SolverError
 from crosspruner.solver import lgd_rpp
+from crosspruner.solver.exhaustive import best_of_all, is_small
 from crosspruner.solver.greedy import greedy_elimination
 from crosspruner.solver.lgd import largest_eigenvalue
 from crosspruner.solver.swap import gram_loss, swap_descent
@@ -80,7 +81,7 @@ def test_by_hand_linear_term_decides():
 def test_finds_the_optimum_of_enumerated_problems(kind, exhaustive, monkeypatch):
     groups, keep = 14, 6
     if not exhaustive:
-        monkeypatch.setattr("crosspruner.solver.exhaustive.MAX_MASKS", 0)
+        monkeypatch.setattr("crosspruner.solver.exhaustive.MAX_WORK", 0)
     gram = correlated_gram(kind, 8, groups, seed=groups)
     mask = lgd_rpp(gram, keep, restarts=32)
     assert excess(gram, keep, mask).max() < 1e-7
@@ -88,7 +89,7 @@ def test_finds_the_optimum_of_enumerated_problems(kind, exhaustive, monkeypatch)
 
 @pytest.mark.slow
 def test_200_enumerated_problems_are_solved_exactly(monkeypatch):
-    monkeypatch.setattr("crosspruner.solver.exhaustive.MAX_MASKS", 0)
+    monkeypatch.setattr("crosspruner.solver.exhaustive.MAX_WORK", 0)
     above = torch.cat(
         [
             excess(gram, keep, lgd_rpp(gram, keep, restarts=32))
@@ -152,7 +153,7 @@ def test_exactly_keep_for_any_problem(groups, batch, restarts, steps, data):
     keep = torch.tensor(data.draw(st.lists(st.integers(0, groups), min_size=batch, max_size=batch)))
     seed = data.draw(st.integers(0, 99))
     gram = correlated_gram(data.draw(st.sampled_from(KINDS)), batch, groups, seed)
-    with mock.patch("crosspruner.solver.exhaustive.MAX_MASKS", few):
+    with mock.patch("crosspruner.solver.exhaustive.MAX_WORK", few):
         mask = lgd_rpp(gram, keep, steps=steps, restarts=restarts)
     assert mask.dtype == torch.bool
     assert torch.equal(mask.sum(1), keep)
@@ -198,9 +199,35 @@ def test_no_problems_at_all():
     assert lgd_rpp(torch.zeros(0, 50, 50), 20).shape == (0, 50)
 
 
+@given(groups=st.integers(1, 9), seed=st.integers(0, 99), data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_all_masks_by_halves_is_the_optimum(groups, seed, data):
+    keep = data.draw(st.integers(0, groups))
+    gram = correlated_gram(data.draw(st.sampled_from(KINDS)), 3, groups, seed)
+    linear = torch.randn(3, groups, generator=torch.Generator().manual_seed(seed)).double()
+    supports = list(itertools.combinations(range(groups), keep))
+    every = torch.zeros(len(supports), groups, dtype=torch.bool)
+    for row, support in enumerate(supports):
+        every[row, list(support)] = True
+    least = gram_loss(gram, linear, every.expand(3, -1, -1)).amin(1)
+    with mock.patch("crosspruner.solver.exhaustive._CHUNK_LOSSES", data.draw(st.integers(1, 99))):
+        mask = best_of_all(gram, linear, keep)
+    assert torch.equal(mask.sum(1), torch.full((3,), keep))
+    torch.testing.assert_close(gram_loss(gram, linear, mask), least)
+
+
+def test_what_is_worth_trying_all_of():
+    assert is_small(20, 10)
+    assert is_small(64, 2)
+    assert is_small(64, 62)
+    assert not is_small(26, 13)
+    assert not is_small(2000, 2)  # few masks, but each is wide
+    assert is_small(512, 512)
+
+
 def test_small_and_large_numbers_of_masks_in_one_batch():
-    gram = correlated_gram("independent", 6, 20, seed=2)
-    keep = torch.tensor([1, 10, 19, 20, 0, 9])
+    gram = correlated_gram("independent", 6, 30, seed=2)
+    keep = torch.tensor([1, 15, 29, 30, 0, 14])
     mask = lgd_rpp(gram, keep)
     assert torch.equal(mask.sum(1), keep)
     for row in (0, 2):
