@@ -32,7 +32,7 @@ class LayerwisePruning(PruningCallback):
 
     Args:
         crossbar, mapping, grain, ratio, schedule, budget, include, exclude, input_shape, root,
-            seed: see `PruningCallback`. The prune phase of the schedule takes no steps.
+            seed: see `CrossbarPruning`. The prune phase of the schedule takes no steps.
         settings: solver, reorder, refit.
         calibration_images: how many images the moments are taken from, >= 1.
         calibration: batches of images as the network sees them in use; None = of the trainer's
@@ -65,9 +65,9 @@ class LayerwisePruning(PruningCallback):
     ) -> None:
         schedule = schedule or PruningSchedule()
         super().__init__(
-            *(crossbar, mapping, grain, ratio, schedule.at_once(), budget),
-            *(include, exclude, input_shape, root, seed),
+            *(crossbar, mapping, grain, ratio, schedule.at_once(), budget, include, exclude, seed)
         )
+        self.find(root, input_shape)
         if calibration_images < 1:
             raise ConfigError(f"calibration_images={calibration_images}: 1 or more are needed")
         self.settings = settings or LayerwiseSettings()
@@ -77,7 +77,7 @@ class LayerwisePruning(PruningCallback):
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        due = trainer.global_step >= self.schedule.boundaries(self._total_steps)[0]
+        due = trainer.global_step >= self.schedule.boundaries(self.total_steps)[0]
         if due and self.ratio > 0 and not self.frozen:
             self.prune(trainer, pl_module)
 
@@ -103,9 +103,9 @@ class LayerwisePruning(PruningCallback):
         # What was pruned waits at zero: the refit has made up for it.
         self.layers = {n: MaskedLayer(modules[n], layout) for n, layout in self.layouts.items()}
         self.set_masks(result.masks)
-        self.freeze(pl_module)
+        self.freeze()
 
-    def change_masks(self, trainer: pl.Trainer, pl_module: pl.LightningModule, step: int) -> None:
+    def change_masks(self, step: int) -> None:
         """Nothing: the masks came before the step."""
 
     def _calibration(self, trainer: pl.Trainer) -> Iterable[Any]:
