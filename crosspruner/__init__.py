@@ -9,6 +9,7 @@
     logits = cp.simulate(plan, model, images, cp.OnDevice(cp.Device(lognormal=0.1), seed=0))
     result = cp.prune(model, calibration_loader, "256x256", ratio=0.5)
     trainer = Trainer(callbacks=[cp.CrossbarPruning("256x256", ratio=0.5, input_shape=(3, 32, 32))])
+    pruning = cp.attach(model, optimizer, "256x256", total_steps=steps, input_shape=(3, 32, 32))
 
 Follows Liang et al., "Crossbar-Aware Neural Network Pruning", IEEE Access 2018.
 """
@@ -33,6 +34,8 @@ from crosspruner.hardware import simulate as simulate
 from crosspruner.solver import lgd_rpp as lgd_rpp
 
 if TYPE_CHECKING:
+    from crosspruner.pruning.attach import Attached as Attached
+    from crosspruner.pruning.attach import attach as attach
     from crosspruner.pruning.budget_settings import BudgetSettings as BudgetSettings
     from crosspruner.pruning.callback import CrossbarPruning as CrossbarPruning
     from crosspruner.pruning.layer_pruner import LayerwiseSettings as LayerwiseSettings
@@ -44,6 +47,8 @@ if TYPE_CHECKING:
 
 # Lightning takes seconds to import, and planning a model does not need it.
 _ON_DEMAND = {
+    "Attached": "crosspruner.pruning.attach",
+    "attach": "crosspruner.pruning.attach",
     "BudgetSettings": "crosspruner.pruning.budget_settings",
     "CrossbarPruning": "crosspruner.pruning.callback",
     "LayerwisePruning": "crosspruner.pruning.layerwise_callback",
