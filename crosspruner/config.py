@@ -17,6 +17,7 @@ from crosspruner.pruning.schedule import PruningSchedule
 from crosspruner.pruning.step_solver import StepSettings
 from crosspruner.sparsity.groups import GRAINS
 from crosspruner.training.on_device import DeviceSettings
+from crosspruner.training.settings import TrainingSettings
 
 PROCEDURES = ("per_step", "layerwise")
 
@@ -68,6 +69,8 @@ class RunSettings:
     schedule: PruningSchedule = field(default_factory=PruningSchedule)
     device: DeviceSettings = field(default_factory=DeviceSettings)
     cost: UnitCosts = field(default_factory=UnitCosts)
+    distill: float = 0.0
+    training: TrainingSettings = field(default_factory=TrainingSettings)
 
     def __post_init__(self) -> None:
         if not 0 <= self.ratio < 1:
@@ -77,6 +80,11 @@ class RunSettings:
             )
         if self.seed < 0:
             raise ConfigError(f"seed={self.seed} is out of range: give 0 or more")
+        if not 0 <= self.distill <= 1:
+            raise ConfigError(
+                f"distill={self.distill:g} is out of range: give the share of the loss that comes "
+                "from the dense network, from 0 (none) to 1 (all)"
+            )
         for key, given, choices in (
             ("grain", self.grain.name, GRAINS),
             ("procedure", self.procedure.name, PROCEDURES),

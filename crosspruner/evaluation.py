@@ -92,7 +92,14 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> Evaluation:
     quieten_lightning()
     pl.seed_everything(settings.seed, workers=True, verbose=False)
     data = open_data(config)
-    module = Classifier(network_of(config, data), optimizer=torch.optim.SGD, seed=settings.seed)
+    module = Classifier(
+        network_of(config, data),
+        optimizer=torch.optim.SGD,
+        channels_last=settings.training.channels_last,
+        seed=settings.seed,
+        compile=settings.training.compile,
+        compile_backend=settings.training.compile_backend,
+    )
     trainer = _trainer(config)
 
     def accuracy(weights: Path) -> float:

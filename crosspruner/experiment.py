@@ -55,7 +55,10 @@ from crosspruner.reporting.results import headline, write_results
 from crosspruner.reporting.tracked_results import log_results
 from crosspruner.reporting.tracking import TrackingSettings, tracked
 from crosspruner.training import Classifier, build_model, load_weights
+from crosspruner.training.average import WeightAverage
 from crosspruner.training.data.base import ImageData
+from crosspruner.training.data.mixing import Mixing
+from crosspruner.training.distillation import Distillation
 from crosspruner.training.progress import progress_callbacks
 
 log = logging.getLogger(__name__)
@@ -136,22 +139,24 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     log.info("%s\n%s", _intention(plan, pruning), plan.table())
     check_device(settings.device, plan)
 
-    module = Classifier(
-        network,
-        optimizer=instantiate(config.optimizer),
-        scheduler=instantiate(config.lr_schedule) if config.lr_schedule else None,
-        seed=settings.seed,
-    )
+    module = _module(config, settings, network, data)
     kept = folder / "checkpoints"
+    ema = settings.training.ema
+    average = None if ema is None else WeightAverage(ema, pruning)
+    weights = None if average is None else average.state_of
     snapshots = (
-        Snapshot(kept / "dense.safetensors", pruning, Phase.PRUNE),
-        Snapshot(kept / "pruned.safetensors", pruning, Phase.FINETUNE),
+        Snapshot(kept / "dense.safetensors", pruning, Phase.PRUNE, weights),
+        Snapshot(kept / "pruned.safetensors", pruning, Phase.FINETUNE, weights),
     )
     labels = _labels(config, settings, pruning.ratio)
     with _loggers(config, folder, labels) as (loggers, board):
         # The dense network is kept before, the pruned one after a procedure that prunes between
-        # steps; noise goes into what is left of it.
+        # steps; what is left of it is averaged, and noise goes into that.
         ours: list[pl.Callback] = [snapshots[0], pruning, snapshots[1]]
+        if settings.distill > 0:
+            ours.insert(1, Distillation(snapshots[0]))
+        if average is not None:
+            ours.append(average)
         if settings.device.train:
             ours.append(DeviceNoise(settings.device, pruning, settings.seed))
         trainer = _trainer(config, pruning, ours, loggers)
@@ -196,6 +201,28 @@ def network_of(config: DictConfig, data: ImageData) -> nn.Module:
         num_classes=data.num_classes,
         image_size=data.image_size,
         in_channels=data.in_channels,
+    )
+
+
+def _module(
+    config: DictConfig, settings: RunSettings, network: nn.Module, data: ImageData
+) -> Classifier:
+    how = settings.training
+    mixing = Mixing(data.num_classes, how.mixup, how.cutmix, how.mix_share)
+    if settings.distill > 0 and settings.ratio == 0:
+        log.warning("distill=%g does nothing at ratio=0: nothing is pruned", settings.distill)
+    return Classifier(
+        network,
+        optimizer=instantiate(config.optimizer),
+        scheduler=instantiate(config.lr_schedule) if config.lr_schedule else None,
+        label_smoothing=how.label_smoothing,
+        channels_last=how.channels_last,
+        seed=settings.seed,
+        mixing=mixing,
+        distill=settings.distill,
+        temperature=how.distill_temperature,
+        compile=how.compile,
+        compile_backend=how.compile_backend,
     )
 
 

@@ -7,6 +7,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from crosspruner.config import run_settings
+from crosspruner.errors import ConfigError
 
 CONF = Path(__file__).parents[1] / "conf"
 GROUPS = sorted(
@@ -44,6 +45,24 @@ def test_every_option_says_how_it_is_typed():
     for group, option in GROUPS:
         first = (CONF / group / f"{option}.yaml").read_text().splitlines()
         assert any(line.startswith("#") for line in first[:2]), f"{group}/{option}.yaml"
+
+
+@pytest.mark.parametrize(
+    ("typed", "said"),
+    [
+        ("distill=2", "distill=2 is out of range: give the share of the loss"),
+        ("training.ema=1", "training.ema=1.0 is out of range: give a decay between 0 and 1"),
+        ("training.mixup=-1", "training.mixup=-1.0 is out of range: give alpha"),
+        ("training.mix_share=0", "training.mix_share=0.0 is out of range"),
+        ("training.label_smoothing=1", "training.label_smoothing=1.0 is out of range"),
+        ("training.distill_temperature=0", "training.distill_temperature=0.0 is out of range"),
+        ("training.compile=maybe", "training.compile: Value 'maybe' is not a valid bool"),
+    ],
+)
+def test_switches_of_training_are_checked(typed, said):
+    with pytest.raises(ConfigError) as raised:
+        run_settings(composed(typed))
+    assert said in str(raised.value)
 
 
 def test_choices_reach_the_library():

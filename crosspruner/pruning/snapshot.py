@@ -1,10 +1,12 @@
 """Keeps the dense network as it stands when pruning begins, to be judged beside the pruned one."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import Phase
@@ -20,12 +22,20 @@ class Snapshot(pl.Callback):
             that lies beside the checkpoint it resumes from.
         pruning: the callback whose schedule says when.
         phase: PRUNE for the dense network, FINETUNE for the pruned one before it is fine-tuned.
+        weights: network -> its state dict, or the averaged one; None = the former.
     """
 
-    def __init__(self, path: str | Path, pruning: PruningCallback, phase: Phase) -> None:
+    def __init__(
+        self,
+        path: str | Path,
+        pruning: PruningCallback,
+        phase: Phase,
+        weights: Callable[[nn.Module], Mapping[str, Tensor]] | None = None,
+    ) -> None:
         self.path = Path(path)
         self.pruning = pruning
         self.phase = phase
+        self.weights = weights or nn.Module.state_dict
         self.taken = False
 
     @property
@@ -55,15 +65,11 @@ class Snapshot(pl.Callback):
         self.taken = True
         if trainer.is_global_zero:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            save_weights(pl_module.get_submodule(self.pruning.root), self.path)
+            state = self.weights(self.pruning.network(pl_module))
+            save_file({k: v.detach().cpu().contiguous() for k, v in state.items()}, self.path)
 
     def state_dict(self) -> dict[str, Any]:
         return {"taken": self.taken}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.taken = state_dict["taken"]
-
-
-def save_weights(network: Any, path: Path) -> None:
-    """Write a network's state dict under its plain keys."""
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, path)

@@ -1,10 +1,12 @@
 """The LightningModule: a plain network, its loss, its metrics, its optimizer."""
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any, cast
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
@@ -12,8 +14,11 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric
 
-from crosspruner.errors import ConfigError
+from crosspruner.errors import CheckpointError, ConfigError
+from crosspruner.training.average import TRAINED, WeightAverage
+from crosspruner.training.data.mixing import Mixing
 from crosspruner.training.data.randomness import Stream, mixed_seed
+from crosspruner.training.soft_targets import soft_target_losses
 
 Batch = tuple[Tensor, Tensor]
 
@@ -39,7 +44,16 @@ class Classifier(pl.LightningModule):
         channels_last: keep images and weights in channels-last memory: faster convolutions on GPUs
             and on CPUs in bfloat16, the same numbers up to rounding.
         seed: >= 0; draws inside the network (dropout) then depend on (seed, epoch, process) only,
-            so that a resumed run repeats them. None leaves the global generator alone.
+            and those of mixup and cutmix on the batch as well, so that a resumed run repeats them.
+            None leaves the global generator alone.
+        mixing: mixup and cutmix of the training batches; train/acc then counts the class that has
+            the larger share of an image. None = neither.
+        distill: in [0, 1], w of the training loss (1 - w) CE + w T^2 KL(teacher || network), while
+            there is a teacher (`learn_from`).
+        temperature: T of it, above 0.
+        compile: run the network, and the teacher, through torch.compile; `net` itself stays as it
+            is.
+        compile_backend: of torch.compile.
     """
 
     def __init__(
@@ -51,10 +65,20 @@ class Classifier(pl.LightningModule):
         decay_norm_and_bias: bool = False,
         channels_last: bool = True,
         seed: int | None = None,
+        mixing: Mixing | None = None,
+        distill: float = 0.0,
+        temperature: float = 4.0,
+        compile: bool = False,
+        compile_backend: str = "inductor",
     ) -> None:
         super().__init__()
         if not 0.0 <= label_smoothing < 1.0:
             raise ConfigError(f"label_smoothing={label_smoothing} given: it must be in [0, 1).")
+        if not 0.0 <= distill <= 1.0 or not temperature > 0:
+            raise ConfigError(
+                f"distill={distill}, temperature={temperature} given: the first must be in [0, 1], "
+                "the second above 0."
+            )
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self.net = net.to(memory_format=self.memory_format)  # type: ignore[call-overload]
         self.make_optimizer = optimizer
@@ -62,6 +86,13 @@ class Classifier(pl.LightningModule):
         self.label_smoothing = label_smoothing
         self.decay_norm_and_bias = decay_norm_and_bias
         self.seed = seed
+        self.mixing = mixing
+        self.distill = distill
+        self.temperature = temperature
+        self.teacher: Callable[[Tensor], Tensor] | None = None
+        self._compiler = partial(torch.compile, backend=compile_backend) if compile else None
+        # In a list it is no submodule: keys and names stay those of the plain network.
+        self._compiled = [self._compiler(self.net)] if self._compiler else []
         # "disable" drops nothing: a loss that is not a number must show as such
         self.means = nn.ModuleDict(
             {
@@ -73,7 +104,26 @@ class Classifier(pl.LightningModule):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, H, W) -> logits (B, num_classes)."""
-        return self.net(images.contiguous(memory_format=self.memory_format))
+        network = self._compiled[0] if self._compiled else self.net
+        return network(images.contiguous(memory_format=self.memory_format))
+
+    def learn_from(self, teacher: nn.Module | None) -> None:
+        """Compare the logits with a teacher's from the next training step on; None = no longer.
+
+        Args:
+            teacher: images -> logits, without gradients; on the device and in the memory format of
+                `net`. It is no submodule: checkpoints do not hold it.
+        """
+        if teacher is None:
+            self.teacher = None
+            return
+        says = self._compiler(teacher) if self._compiler else teacher
+
+        @torch.no_grad()
+        def teach(images: Tensor) -> Tensor:
+            return says(images.contiguous(memory_format=self.memory_format))
+
+        self.teacher = teach
 
     def on_train_epoch_start(self) -> None:
         if self.seed is not None:
@@ -81,25 +131,51 @@ class Classifier(pl.LightningModule):
             torch.manual_seed(mixed_seed(Stream.NETWORK, *key))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step(batch, "train", self.label_smoothing)
+        images, labels = batch
+        if self.mixing is not None:
+            key = (self.current_epoch, batch_idx, self.global_rank)
+            images, labels = self.mixing(
+                images, labels, None if self.seed is None else (self.seed, *key)
+            )
+        logits = self(images)
+        losses = cross_entropy(
+            logits, labels, reduction="none", label_smoothing=self.label_smoothing
+        )
+        if self.teacher is not None:
+            taught = soft_target_losses(logits, self.teacher(images), self.temperature)
+            losses = (1 - self.distill) * losses + self.distill * taught
+        classes = labels if labels.dim() == 1 else labels.argmax(dim=1)
+        self._note("train", losses, logits, classes)
+        return losses.mean()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "val")
+        self._evaluate(batch, "val")
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step(batch, "test")
+        self._evaluate(batch, "test")
 
-    def _step(self, batch: Batch, stage: str, label_smoothing: float = 0.0) -> Tensor:
+    def _evaluate(self, batch: Batch, stage: str) -> None:
         images, labels = batch
         logits = self(images)
-        losses = cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)
+        self._note(stage, cross_entropy(logits, labels, reduction="none"), logits, labels)
+
+    def _note(self, stage: str, losses: Tensor, logits: Tensor, labels: Tensor) -> None:
         hits = (logits.detach().argmax(dim=1) == labels).float()
         # per image, so that an incomplete batch counts for what it holds
         for name, values in [("loss", losses.detach()), ("acc", hits)]:
             mean = cast(MeanMetric, self.means[f"{stage}_{name}"])
             mean.update(values)
             self.log(f"{stage}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
-        return losses.mean()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        trainer = self._trainer
+        if trainer is None or trainer.state.fn != TrainerFn.FITTING or TRAINED not in checkpoint:
+            return
+        if not any(isinstance(c, WeightAverage) for c in trainer.callbacks):  # type: ignore[attr-defined]
+            raise CheckpointError(
+                "the checkpoint holds an average of weights (training.ema), this run averages "
+                "none: resume with the training.ema of that run"
+            )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         optimizer = self.make_optimizer(self.parameter_groups())

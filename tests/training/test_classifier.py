@@ -138,6 +138,17 @@ def test_memory_format_changes_no_result(channels_last):
     assert torch.allclose(model(x), net().eval()(x), atol=1e-6)
 
 
+def test_a_compiled_network_trains_alike_and_stays_the_plain_one(make_trainer):
+    runs = []
+    for compiled in (False, True):
+        model = Classifier(net(), sgd, seed=0, compile=compiled, compile_backend="eager")
+        make_trainer(max_epochs=2).fit(model, data(batch_size=32))
+        assert type(model.net) is type(net())
+        assert [k for k in model.state_dict() if "orig_mod" in k] == []
+        runs.append(model.net.state_dict())
+    assert all(torch.equal(runs[0][key], value) for key, value in runs[1].items())
+
+
 def test_checkpoint_holds_plain_values_and_the_networks_keys(make_trainer, tmp_path):
     model = Classifier(net(), sgd, partial(OneCycleLR, max_lr=0.1), seed=0)
     trainer = make_trainer(max_epochs=1)

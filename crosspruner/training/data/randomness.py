@@ -27,6 +27,8 @@ class Stream(IntEnum):
     """Dropout and the like: key (seed, epoch, process)."""
     LOADER = 6
     """Seeds of loader processes: key (seed)."""
+    MIXING = 7
+    """Mixup and cutmix: key (seed, epoch, batch, process)."""
 
 
 def mixed_seed(stream: Stream, *key: int) -> int:
