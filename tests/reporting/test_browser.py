@@ -167,6 +167,7 @@ def test_compare_two(page):
         for row in page.find_elements(By.CSS_SELECTOR, "#comparison tbody tr")
     }
     assert rows["ratio"] == ["0.3", "0.7"]
+    assert "Ratio" not in rows  # the same setting as a column of the table
     assert rows["grain.name"] == ["crossbar", "column"]
     assert rows["Status"][0] == "done"
     assert rows["Status"][1].startswith("failed")

@@ -78,6 +78,7 @@
     head.cells[2].textContent = names[b];
     for (let column = 2; column < headings.length; column++) {
       if (rows[a].cells[column].classList.contains("text") && column > 2) continue;
+      if (configs.keys.includes(headings[column].toLowerCase())) continue; // a setting, below
       add(headings[column], rows[a].cells[column].innerText, rows[b].cells[column].innerText);
     }
     let different = 0;
