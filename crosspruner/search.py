@@ -29,7 +29,7 @@ try:
     from optuna.storages.journal import JournalFileBackend
     from optuna.trial import FrozenTrial, TrialState
 
-    from crosspruner.search_space import Space, add_layers
+    from crosspruner.search_space import Space, add_layers, add_runs
 except ImportError as error:
     raise ConfigError("a search needs Optuna: pip install 'crosspruner[search]'") from error
 
@@ -85,7 +85,8 @@ def search(
     space = Space()
     if settings.layers is not None:
         job = config_loader.load_sweep_config(config, fixed)
-        add_layers(space, job, settings.layers, settings.start_ratios)
+        layouts = add_layers(space, job, settings.layers, settings.start_ratios)
+        add_runs(space, layouts, settings.start_runs)
     for override in overrides:
         if override.is_sweep_override():
             space.add(override)

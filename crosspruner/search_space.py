@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -13,6 +14,7 @@ from optuna.distributions import (
     FloatDistribution,
     IntDistribution,
 )
+from safetensors.torch import load_file
 
 from crosspruner.config import run_settings
 from crosspruner.errors import ConfigError
@@ -20,6 +22,10 @@ from crosspruner.experiment import network_of, open_data
 from crosspruner.hardware import plan_model
 from crosspruner.pruning.budget import prunable_layers, uniform_budget
 from crosspruner.pruning.layer_ratios import KEY
+from crosspruner.sparsity import GroupLayout
+
+MASKS = "pruned/masks.safetensors"
+"""What a run removed, in its folder."""
 
 
 @dataclass
@@ -68,7 +74,7 @@ class Space:
 
 def add_layers(
     space: Space, config: DictConfig, limits: Sequence[float], start_ratios: Sequence[float]
-) -> None:
+) -> dict[str, GroupLayout]:
     """Search over the ratio of each prunable layer.
 
     Args:
@@ -76,6 +82,9 @@ def add_layers(
         config: a composed job, whose network, chip and grain say which layers there are.
         limits: least and largest ratio of a layer, in [0, 1); none goes further than it can.
         start_ratios: ratios of the model to begin with, the same share of every layer.
+
+    Returns:
+        The groups of each prunable layer.
 
     Raises:
         ConfigError: the limits are no range in [0, 1).
@@ -111,3 +120,46 @@ def add_layers(
         budget = uniform_budget(plan, layouts, ratio)
         removed = {name: layout.blocks - budget[name] for name, layout in layouts.items()}
         space.start.append({keys[name]: blocks for name, blocks in removed.items()})
+    return layouts
+
+
+def add_runs(space: Space, layouts: Mapping[str, GroupLayout], folders: Sequence[str]) -> None:
+    """Begin with what finished runs removed from each layer, whichever budget told them to.
+
+    Args:
+        space: is added to, after `add_layers`; what its limits forbid is brought within them.
+        layouts: the groups of each prunable layer.
+        folders: of runs, or of sweeps, whose finished runs are taken in the order of their names.
+
+    Raises:
+        ConfigError: a folder has no finished run, or one of another network, chip or grain.
+    """
+    for folder in map(Path, folders):
+        found = sorted(folder.glob(MASKS)) or sorted(folder.glob(f"*/{MASKS}"), key=_natural)
+        if not found:
+            raise ConfigError(
+                f"hydra.sweeper.start_runs: {folder} is neither the folder of a finished run nor "
+                "of a sweep: give logs/train/runs/STAMP or logs/train/multiruns/STAMP"
+            )
+        for path in found:
+            masks = load_file(path)
+            shapes = {name: tuple(mask.shape) for name, mask in masks.items()}
+            if shapes != {name: layout.shape for name, layout in layouts.items()}:
+                raise ConfigError(
+                    f"hydra.sweeper.start_runs: {path.parents[1]} pruned other groups than these "
+                    "jobs would; start from runs with the same model, crossbar, mapping and grain"
+                )
+            choice = {}
+            for name, layout in layouts.items():
+                key = f"+{KEY}.{name}"
+                allowed = space.distributions[key]
+                assert isinstance(allowed, IntDistribution)
+                removed = layout.blocks - layout.blocks_of(masks[name].bool())
+                choice[key] = min(max(removed, allowed.low), allowed.high)
+            space.start.append(choice)
+
+
+def _natural(path: Path) -> tuple[int, str]:
+    """Run 10 of a sweep comes after run 9."""
+    name = path.parents[1].name
+    return (int(name), "") if name.isdecimal() else (-1, name)

@@ -24,6 +24,8 @@ class ParetoSearch(Sweeper):
         objectives: field of `summary.json` -> `maximize` or `minimize`.
         layers: range [low, high] of the ratio of each prunable layer; None = not searched.
         start_ratios: uniform ratios of the model to begin with (with `layers`).
+        start_runs: folders of finished runs, or of sweeps of them, to begin with what their layers
+            lost (with `layers`).
         params: further keys, in Hydra's sweep syntax: `interval(0.01, 0.1)`, `choice(a, b)`.
     """
 
@@ -36,6 +38,7 @@ class ParetoSearch(Sweeper):
         objectives: Mapping[str, str],
         layers: Sequence[float] | None,
         start_ratios: Sequence[float],
+        start_runs: Sequence[str],
         params: Mapping[str, Any] | None,
     ) -> None:
         self.trials = trials
@@ -45,6 +48,7 @@ class ParetoSearch(Sweeper):
         self.objectives = dict(objectives)
         self.layers = layers
         self.start_ratios = start_ratios
+        self.start_runs = start_runs
         self.params = dict(params or {})
         self.config: DictConfig | None = None
         self.context: HydraContext | None = None

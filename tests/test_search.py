@@ -7,9 +7,11 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf, open_dict
+from safetensors.torch import save_file
 
 from crosspruner.errors import ConfigError
 from hydra_plugins.crosspruner_search import ParetoSearch
@@ -75,6 +77,7 @@ def run(loader, tmp_path):
                 "objectives": {"accuracy": "maximize", "crossbars": "minimize"},
                 "layers": None,
                 "start_ratios": [],
+                "start_runs": [],
                 "params": {"optimizer.lr": "interval(0.0,1.0)", "data.batch_size": "8,16,32"},
                 **given,
             }
@@ -188,3 +191,31 @@ def test_a_ratio_for_each_prunable_layer(loader):
     for limits in ([0.5, 0.5], [0.0, 1.0], [-0.1, 0.5]):
         with open_dict(config), pytest.raises(ConfigError, match="is no range of ratios"):
             add_layers(Space(), config, limits, [])
+
+
+def test_it_begins_with_what_finished_runs_removed(loader, tmp_path):
+    from crosspruner.search_space import Space, add_layers, add_runs
+
+    config = compose("config", ["experiment=demo", "model.width=0.0625", "budget=per_layer"])
+    space = Space()
+    layouts = add_layers(space, config, [0.0, 0.6], [])
+    for number in (10, 9):
+        masks = {name: torch.ones(layout.shape) for name, layout in layouts.items()}
+        if number == 9:
+            masks["features.3"][:, :1] = 0
+            masks["classifier.0"][:] = 0
+        (tmp_path / f"{number}" / "pruned").mkdir(parents=True)
+        save_file(masks, tmp_path / f"{number}" / "pruned" / "masks.safetensors")
+    add_runs(space, layouts, [str(tmp_path), str(tmp_path / "10")])
+    ninth, tenth, again = space.start
+    assert set(tenth.values()) == {0}
+    assert again == tenth
+    first, last = "+budget.layer_ratios.features.3", "+budget.layer_ratios.classifier.0"
+    assert ninth[first] == layouts["features.3"].blocks // layouts["features.3"].input_groups
+    assert ninth[last] == space.distributions[last].high  # 0.6 of it, not all
+    assert set(ninth.values()) == {0, ninth[first], ninth[last]}
+    with pytest.raises(ConfigError, match="neither the folder"):
+        add_runs(space, layouts, [str(tmp_path / "none")])
+    save_file({"features.3": torch.ones(1, 1)}, tmp_path / "10" / "pruned" / "masks.safetensors")
+    with pytest.raises(ConfigError, match="other groups"):
+        add_runs(space, layouts, [str(tmp_path / "10")])
