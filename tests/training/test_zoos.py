@@ -95,6 +95,7 @@ def test_pretrained_timm_without_internet(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr("timm.create_model", refuse)
+    monkeypatch.setattr("crosspruner.training.models.hub.why_out_of_reach", lambda: "")
     with pytest.raises(ModelError, match=r"\(no route to host\). Pretrained .*internet once.*FILE"):
         build_model("resnet18", 10, family="timm", pretrained=True)
 

@@ -5,4 +5,5 @@ from crosspruner.training.data.base import Splits as Splits
 from crosspruner.training.data.cifar import CifarData as CifarData
 from crosspruner.training.data.digits import DigitsData as DigitsData
 from crosspruner.training.data.folder import FolderData as FolderData
+from crosspruner.training.data.imagenet import ImageNetData as ImageNetData
 from crosspruner.training.data.synthetic import SyntheticData as SyntheticData

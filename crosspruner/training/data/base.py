@@ -13,7 +13,7 @@ from torchvision.transforms import v2
 from crosspruner.errors import DataError
 from crosspruner.training.data.augment import batch_augmentation, normalisation
 from crosspruner.training.data.checks import check_count, check_fraction
-from crosspruner.training.data.images import CachedImages, Images
+from crosspruner.training.data.images import CachedImages, Images, Transform
 from crosspruner.training.data.randomness import Stream, keyed_generator
 from crosspruner.training.data.sampling import EpochSampler, ShareSampler
 from crosspruner.training.data.splits import stratified_split
@@ -144,8 +144,7 @@ class ImageData(pl.LightningDataModule, ABC):
 
     def train_dataloader(self) -> DataLoader:
         """Shuffled and augmented; an incomplete last batch is left out (each epoch of others)."""
-        transform = v2.Compose([*self.train_steps(), *normalisation(*self.mean_std)])
-        images = self.splits.train.transformed(transform, self.seed)
+        images = self.splits.train.transformed(self.train_transform(), self.seed)
         sampler = EpochSampler(len(images), self.seed, *self._processes())
         return self._loader(images, sampler, drop_last=len(sampler) >= self.batch_size)
 
@@ -170,7 +169,7 @@ class ImageData(pl.LightningDataModule, ABC):
         train = self.splits.train
         generator = keyed_generator(Stream.CALIBRATION, self.split_seed)
         chosen = torch.randperm(len(train), generator=generator)[:num_images]
-        images = train.subset(chosen).transformed(self._eval_transform())
+        images = train.subset(chosen).transformed(self.eval_transform())
         return self._loader(images, ShareSampler(len(images)))
 
     def test_batches(self, num_images: int | None = None) -> DataLoader:
@@ -190,13 +189,18 @@ class ImageData(pl.LightningDataModule, ABC):
             generator = keyed_generator(Stream.CALIBRATION, self.split_seed)
             chosen = torch.randperm(len(test), generator=generator)[:num_images]
             test = test.subset(chosen)
-        return self._loader(test.transformed(self._eval_transform()), ShareSampler(len(test)))
+        return self._loader(test.transformed(self.eval_transform()), ShareSampler(len(test)))
 
-    def _eval_transform(self) -> v2.Compose:
+    def train_transform(self) -> Transform:
+        """What turns training images into what the network reads."""
+        return v2.Compose([*self.train_steps(), *normalisation(*self.mean_std)])
+
+    def eval_transform(self) -> Transform:
+        """What turns validation, test and calibration images into what the network reads."""
         return v2.Compose([*self.eval_steps(), *normalisation(*self.mean_std)])
 
     def _eval_loader(self, images: Images) -> DataLoader:
-        images = images.transformed(self._eval_transform())
+        images = images.transformed(self.eval_transform())
         return self._loader(images, ShareSampler(len(images), *self._processes()))
 
     def _processes(self) -> tuple[int, int]:

@@ -60,11 +60,11 @@ class FolderData(ImageData):
 
     def load(self) -> Splits:
         folders = find_splits(self.dir)
-        listed = {split: list_images(folder) for split, folder in folders.items()}
+        listed = {split: self.list_split(folder) for split, folder in folders.items()}
         check_same_classes({folders[split]: found.classes for split, found in listed.items()})
 
         size = self._asked_size or _native_size(listed["train"].samples[0][0])
-        read = {split: _as_images(found, size) for split, found in listed.items()}
+        read = {split: self.read_split(found, size) for split, found in listed.items()}
         train, val, test = read["train"], read.get("val"), read.get("test")
         if test is None:
             val, test = None, val
@@ -72,6 +72,14 @@ class FolderData(ImageData):
             train, val = self.hold_out(train, self.val_fraction, "validation")
         assert test is not None
         return Splits(train, val, test, tuple(listed["train"].classes), size)
+
+    def list_split(self, folder: Path) -> ImageFolder:
+        """The image files of one split, and their labels."""
+        return list_images(folder)
+
+    def read_split(self, listed: ImageFolder, size: tuple[int, int]) -> Images:
+        """The images of one split: in memory, or to be read when asked for."""
+        return _as_images(listed, size)
 
     @property
     def cached(self) -> bool:

@@ -4,6 +4,7 @@ Everything random in training data is drawn from a key such as (seed, epoch, ima
 run sees the batches and augmentations of the run that was not interrupted.
 """
 
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import IntEnum
@@ -43,14 +44,19 @@ def keyed_generator(stream: Stream, *key: int) -> torch.Generator:
 
 @contextmanager
 def keyed_rng(stream: Stream, *key: int) -> Iterator[None]:
-    """Within the block, torch's global CPU generator starts from the key; then it is as before.
+    """Within the block, the global generators start from the key; then they are as before.
 
-    Transforms of torchvision draw from the global generator and take no other. Accelerator
-    generators are not touched.
+    Those of torch (on the CPU), numpy and Python: transforms of torchvision and timm draw from them
+    and take no others. Accelerator generators are not touched.
     """
-    state = torch.get_rng_state()
-    torch.default_generator.manual_seed(mixed_seed(stream, *key))
+    seed = mixed_seed(stream, *key)
+    state, states = torch.get_rng_state(), (np.random.get_state(), random.getstate())  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # noqa: NPY002 (timm draws from this one)
+    random.seed(seed)
     try:
         yield
     finally:
         torch.set_rng_state(state)
+        np.random.set_state(states[0])  # noqa: NPY002
+        random.setstate(states[1])

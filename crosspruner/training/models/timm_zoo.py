@@ -1,12 +1,15 @@
 """Classifiers of timm, any by name."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import timm
+from huggingface_hub.constants import ENDPOINT as HUB
 from torch import nn
 
 from crosspruner.errors import ModelError
 from crosspruner.training.models.check import check_reads, unknown_name
+from crosspruner.training.models.hub import hub_or_cache
 
 
 def timm_model(
@@ -32,22 +35,27 @@ def timm_model(
     if not timm.is_model(name):
         raise ModelError(unknown_name(name, timm.list_models(), "timm"))
     given = f"model=timm model.name={name}"
+    config, why = None, ""
     try:
         config = timm.get_pretrained_cfg(name)
         fixed: dict[str, Any] = {}
         if config is not None and config.fixed_input_size:
             fixed["img_size"] = image_size
-        net = timm.create_model(
-            name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **fixed
-        )
+        with hub_or_cache() if pretrained else nullcontext("") as why:
+            net = timm.create_model(
+                name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **fixed
+            )
     except (OSError, RuntimeError, AssertionError, TypeError, ValueError) as error:
-        advice = (
-            "Pretrained weights need the internet once (they are then kept); without it give a "
-            "file: model.pretrained=false model.weights=FILE."
-            if pretrained
-            else "Choose another name, or another data.image_size."
-        )
-        raise ModelError(f"{given} cannot be built ({error}). {advice}") from error
+        advice = "Choose another name, or another data.image_size."
+        if pretrained:
+            source = config.hf_hub_id if config is not None else None
+            advice = (
+                "Pretrained weights need the internet once (they are then kept); without it give a "
+                "file: model.pretrained=false model.weights=FILE"
+                + (f", with model.safetensors of {HUB}/{source} as FILE." if source else ".")
+            )
+        reason = f"{HUB} cannot be reached: {why}" if why else error
+        raise ModelError(f"{given} cannot be built ({reason}). {advice}") from error
     native = config.input_size[1:] if config is not None else None
     check_reads(net, given, image_size, in_channels, num_classes, native)
     return net
