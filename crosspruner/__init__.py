@@ -38,6 +38,9 @@ if TYPE_CHECKING:
     from crosspruner.pruning.attach import attach as attach
     from crosspruner.pruning.budget_settings import BudgetSettings as BudgetSettings
     from crosspruner.pruning.callback import CrossbarPruning as CrossbarPruning
+    from crosspruner.pruning.hold import Held as Held
+    from crosspruner.pruning.hold import hold as hold
+    from crosspruner.pruning.hold_callback import HeldMasks as HeldMasks
     from crosspruner.pruning.layer_pruner import LayerwiseSettings as LayerwiseSettings
     from crosspruner.pruning.layerwise_callback import LayerwisePruning as LayerwisePruning
     from crosspruner.pruning.oneshot import PruneResult as PruneResult
@@ -51,11 +54,14 @@ _ON_DEMAND = {
     "attach": "crosspruner.pruning.attach",
     "BudgetSettings": "crosspruner.pruning.budget_settings",
     "CrossbarPruning": "crosspruner.pruning.callback",
+    "Held": "crosspruner.pruning.hold",
+    "HeldMasks": "crosspruner.pruning.hold_callback",
     "LayerwisePruning": "crosspruner.pruning.layerwise_callback",
     "LayerwiseSettings": "crosspruner.pruning.layer_pruner",
     "PruneResult": "crosspruner.pruning.oneshot",
     "PruningSchedule": "crosspruner.pruning.schedule",
     "StepSettings": "crosspruner.pruning.step_solver",
+    "hold": "crosspruner.pruning.hold",
     "prune": "crosspruner.pruning.oneshot",
 }
 

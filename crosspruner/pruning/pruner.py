@@ -29,7 +29,7 @@ class Pruner:
     Whoever trains calls, in this order: `prepare`, `bind`, then `before_batch`, `before_step`
     (gradients are there, the optimizer has not stepped) and `after_batch` again and again, with the
     number of optimizer steps that have been taken. `PruningCallback` does so from Lightning's
-    hooks, `Attached` from a training loop of one's own.
+    hooks, `LoopPruner` from a training loop of one's own.
 
     Subclasses say what the masks are (`change_masks`) and what more they keep (`extra_state`).
 
@@ -184,6 +184,9 @@ class Pruner:
 
     def before_batch(self, step: int) -> None:
         """The next forward pass belongs to the optimizer step after `step` of them."""
+
+    def stop_watching(self) -> None:
+        """Take off the network what a subclass has put on it to watch it."""
 
     def before_step(self, step: int) -> None:
         """Gradients are unscaled, summed over accumulation and averaged over processes."""

@@ -265,7 +265,9 @@ def test_attach_needs_no_lightning():
         "model = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Linear(8, 8),"
         " torch.nn.Linear(8, 2))\n"
         "optimizer = torch.optim.SGD(model.parameters(), 0.1)\n"
-        "cp.attach(model, optimizer, '4x4', ratio=0.2, total_steps=4, input_shape=(8,))\n"
+        "cp.attach(model, optimizer, '4x4', ratio=0.2, total_steps=4, input_shape=(8,)).detach()\n"
+        "result = cp.prune(model, [torch.randn(32, 8)], '4x4', ratio=0.2)\n"
+        "cp.hold(result, torch.optim.SGD(result.model.parameters(), 0.1))\n"
         "names = ('pytorch_lightning', 'lightning', 'hydra', 'wandb')\n"
         "print([name for name in names if name in sys.modules])"
     )

@@ -14,6 +14,7 @@ import crosspruner as cp
 from crosspruner.config import run_settings
 from crosspruner.evaluation import load_config
 from crosspruner.experiment import fix_randomness, network_of, open_data
+from crosspruner.sparsity import GroupLayout
 
 from .conftest import ROOT, SMALL
 
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*Checkpoint directory.*exists and is not empty"),
 ]
 
-STYLES = {"loop": 2, "resume": 3, "lightning": 4, "one call": 5}
+STYLES = {"loop": 2, "resume": 3, "lightning": 4, "one call": 5, "hold": 6}
 """Which block of the page shows it; block 0 is what all of them begin with."""
 
 
@@ -41,12 +42,13 @@ def run(*chosen):
 
 def test_the_page_has_these_blocks():
     found = blocks()
-    assert len(found) == 6
+    assert len(found) == 7
     for style, words in (
         ("loop", "pruning.step()"),
         ("resume", "load_state_dict"),
         ("lightning", "LightningModule"),
         ("one call", "cp.prune("),
+        ("hold", "cp.hold("),
     ):
         assert words in found[STYLES[style]]
 
@@ -86,6 +88,16 @@ def test_one_call(tmp_path, monkeypatch):
     with torch.no_grad():
         expected = names["result"].model.eval()(names["images"][:8])
     assert torch.allclose(names["logits"], expected, atol=1e-4)
+
+
+def test_fine_tuning_holds_the_zeros(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(STYLES["hold"])["result"]
+    tuned = load_file(tmp_path / "tuned" / "weights.safetensors")
+    for name, mask in result.masks.items():
+        weight = tuned[f"{name}.weight"]
+        layout = GroupLayout.of(result.plan.layer(name), "column")
+        assert not weight[~layout.expand_like(mask, weight).expand_as(weight)].any()
 
 
 class Foreign(pl.LightningModule):
