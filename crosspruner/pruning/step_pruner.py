@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec
 from crosspruner.pruning.budget_settings import BudgetSettings
-from crosspruner.pruning.processes import mean_of_all
+from crosspruner.pruning.processes import is_distributed, mean_of_all
 from crosspruner.pruning.pruner import Pruner
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.pruning.step_solver import (
@@ -90,6 +90,12 @@ class StepPruner(Pruner):
 
     def before_step(self, step: int) -> None:
         self._pruning = self.phase_at(step) is Phase.PRUNE and not self.frozen
+        if self._watched and is_distributed():
+            # It weighs the state at every step: unlike moments it cannot wait for a refresh.
+            for state in self.states.values():
+                if state.fisher is not None:
+                    average = state.fisher.average.to(state.layer.weight.device)
+                    state.fisher.average = mean_of_all(average)
         super().before_step(step)
 
     def see_slope(self, name: str, slope: Tensor) -> None:

@@ -151,6 +151,29 @@ def test_accumulated_gradients_count_once():
     assert_zeros(model, ours)
 
 
+@pytest.mark.filterwarnings("ignore:.*lr_scheduler.step.*")
+def test_a_gradient_scaler_that_skips_a_step_skips_pruning_too():
+    model = network()
+    optimizer = model.configure_optimizers()
+    ours = attached(model, optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    stream = endless()
+    for number in range(STEPS + 1):
+        images, labels = next(stream)
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(images), labels)
+        scaler.scale(loss).backward()
+        if number == 4:
+            model.body[0].weight.grad.fill_(float("inf"))
+        scaler.step(optimizer)
+        scaler.update()
+        ours.step()
+        assert ours.steps == number + (number < 4)
+    assert ours.frozen
+    assert_zeros(model, ours)
+
+
 def test_evaluation_without_gradients_leaves_no_trace():
     _, straight = run()
     model = network()

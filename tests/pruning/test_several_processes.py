@@ -54,3 +54,31 @@ def test_both_hold_the_same_masks_and_the_plan_of_one_process_at_the_same_global
     if exact:
         for name, mask in alone["masks"].items():
             assert torch.equal(mask, first["masks"][name]), name
+
+
+def loop(folder, processes, solver):
+    """What each process of a plain loop left."""
+    folder.mkdir()
+    script = SCRIPT.with_name("ddp_loop_script.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
+    command = [sys.executable, "-W", "ignore", str(script), str(folder)]
+    started = [
+        subprocess.Popen([*command, str(rank), str(processes), solver], env=environment)
+        for rank in range(processes)
+    ]
+    assert [process.wait(timeout=300) for process in started] == [0] * processes
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+@pytest.mark.parametrize(("solver", "exact"), [("taylor", True), ("lgd_rpp", False)])
+def test_a_plain_loop_under_ddp_prunes_as_one_process_does(tmp_path, solver, exact):
+    first, second = loop(tmp_path / "two", 2, solver)
+    (alone,) = loop(tmp_path / "one", 1, solver)
+    for name, mask in first["masks"].items():
+        assert torch.equal(mask, second["masks"][name])
+        assert mask.sum() == alone["masks"][name].sum()
+        assert not bool(mask.all())
+        if exact:
+            assert torch.equal(mask, alone["masks"][name]), name
+    for name, weight in first["weights"].items():
+        assert torch.equal(weight, second["weights"][name]), name

@@ -74,3 +74,16 @@ def test_all_switches_together_killed_resumed_and_judged_again(
     environment = {**clean_environment, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_all_switches_on_two_devices(train, tmp_path):
+    code, _, err = train(tmp_path, *ALL, "trainer.devices=2", "training.compile=false")
+    assert code == 0, err
+    (run,) = run_folders(tmp_path)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["compute_crossbars"] == 350
+    pruned = load_file(run / "pruned" / "weights.safetensors")
+    masks = load_file(run / "pruned" / "masks.safetensors")
+    for name, mask in masks.items():
+        assert not bool(mask.bool().all())
+        assert bool((pruned[f"{name}.weight"] == 0).any())
