@@ -90,6 +90,13 @@ class Classifier(pl.LightningModule):
         self.distill = distill
         self.temperature = temperature
         self.teacher: Callable[[Tensor], Tensor] | None = None
+        if compile:
+            backends = torch._dynamo.list_backends(exclude_tags=())  # type: ignore[attr-defined]
+            if compile_backend not in backends:
+                raise ConfigError(
+                    f"compile_backend={compile_backend} given: it must be one of "
+                    f"{', '.join(backends)}."
+                )
         self._compiler = partial(torch.compile, backend=compile_backend) if compile else None
         # In a list it is no submodule: keys and names stay those of the plain network.
         self._compiled = [self._compiler(self.net)] if self._compiler else []

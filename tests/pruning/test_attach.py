@@ -17,6 +17,7 @@ from crosspruner.pruning.step_solver import STEP_SOLVERS, StepSettings
 from .test_callback import Tiny, batches, fit, pruning, pytestmark  # noqa: F401
 
 STEPS = 24
+SLOW = pytest.mark.slow
 
 
 def network():
@@ -69,8 +70,14 @@ def assert_zeros(model, pruning):
         assert bool(weight[kept].any())
 
 
-@pytest.mark.parametrize("grain", ["crossbar", "column"])
-@pytest.mark.parametrize("solver", STEP_SOLVERS)
+@pytest.mark.parametrize(
+    ("solver", "grain"),
+    [
+        pytest.param(solver, grain, marks=[SLOW] if solver != "lgd_rpp" else [])
+        for solver in STEP_SOLVERS
+        for grain in ("crossbar", "column")
+    ],
+)
 def test_a_plain_loop_ends_with_the_masks_and_weights_of_the_callback(grain, solver):
     settings = StepSettings(name=solver, moment_every=1, refresh_every=2, moment_rows=32)
     callback = pruning(grain=grain, settings=settings)
@@ -97,7 +104,7 @@ def test_the_budget_is_exact_and_what_is_pruned_is_zero():
     assert list(model.state_dict()) == list(Tiny().state_dict())
 
 
-@pytest.mark.parametrize("stop", [3, 8, 13, 20])
+@pytest.mark.parametrize("stop", [8, 13, *(pytest.param(n, marks=SLOW) for n in (3, 20))])
 def test_a_stopped_loop_goes_on_bit_for_bit(tmp_path, stop):
     model, straight = run()
 
@@ -281,7 +288,7 @@ def test_one_shot_pruning_takes_a_lightning_module():
     assert all(torch.equal(module.state_dict()[key], value) for key, value in before.items())
 
 
-@pytest.mark.slow
+@SLOW
 def test_attach_needs_no_lightning():
     probe = (
         "import sys, torch, crosspruner as cp\n"

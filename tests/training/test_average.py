@@ -193,7 +193,7 @@ class SaveAt(pl.Callback):
             trainer.save_checkpoint(self.path)
 
 
-@pytest.mark.parametrize("epoch", [0, 1, 3])
+@pytest.mark.parametrize("epoch", [1, *(pytest.param(n, marks=pytest.mark.slow) for n in (0, 3))])
 def test_a_resumed_run_ends_alike(make_trainer, tmp_path, epoch):
     path = tmp_path / "a.ckpt"
     _, expected, straight = fit(make_trainer, per_step(), 5, [SaveAt(epoch, path)])

@@ -138,6 +138,7 @@ def test_memory_format_changes_no_result(channels_last):
     assert torch.allclose(model(x), net().eval()(x), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_compiled_network_trains_alike_and_stays_the_plain_one(make_trainer):
     runs = []
     for compiled in (False, True):
@@ -147,6 +148,11 @@ def test_a_compiled_network_trains_alike_and_stays_the_plain_one(make_trainer):
         assert [k for k in model.state_dict() if "orig_mod" in k] == []
         runs.append(model.net.state_dict())
     assert all(torch.equal(runs[0][key], value) for key, value in runs[1].items())
+
+
+def test_an_unknown_backend_is_named():
+    with pytest.raises(ConfigError, match=r"compile_backend=nope given: .*inductor"):
+        Classifier(net(), sgd, compile=True, compile_backend="nope")
 
 
 def test_checkpoint_holds_plain_values_and_the_networks_keys(make_trainer, tmp_path):

@@ -90,7 +90,7 @@ def fit(make_trainer, folder, pruning, epochs=4, extra=(), distill=0.5, **given)
     return trainer, module, look
 
 
-@pytest.mark.parametrize("make", [per_step, layerwise])
+@pytest.mark.parametrize("make", [per_step, pytest.param(layerwise, marks=pytest.mark.slow)])
 def test_the_teacher_is_the_dense_network_of_the_run(make_trainer, tmp_path, make):
     pruning = make()
     _, module, look = fit(make_trainer, tmp_path, pruning)
@@ -109,7 +109,7 @@ def test_the_teacher_is_the_dense_network_of_the_run(make_trainer, tmp_path, mak
     assert not torch.equal(plain.net[3].weight, module.net[3].weight)
 
 
-@pytest.mark.parametrize("epoch", [0, 2])
+@pytest.mark.parametrize("epoch", [2, pytest.param(0, marks=pytest.mark.slow)])
 def test_a_resumed_run_learns_from_the_same_teacher(make_trainer, tmp_path, epoch):
     first, second = tmp_path / "a", tmp_path / "b"
     path = first / "last.ckpt"

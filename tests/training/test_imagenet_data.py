@@ -95,7 +95,7 @@ def timms_count(model, batches):
 
 NETWORKS = [
     "test_resnet.r160_in1k",  # 160 pixels, crop 0.95, mean 0.5
-    "test_vit.r160_in1k",
+    pytest.param("test_vit.r160_in1k", marks=pytest.mark.slow),
     pytest.param("mobilenetv2_035", marks=pytest.mark.slow),
     pytest.param("resnet10t.c3_in1k", marks=pytest.mark.slow),  # tested larger than trained
     pytest.param("convnext_atto.d2_in1k", marks=pytest.mark.slow),
@@ -196,6 +196,22 @@ def test_what_is_read_is_said_before_training(folder, caplog):
     with caplog.at_level(logging.INFO, logger="crosspruner"):
         data_of(folder, "test_resnet.r160_in1k").setup()
     assert "image_size=(160, 160)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"interpolation": "cubic"}, r"interpolation=cubic given: .* bicubic"),
+        ({"crop_mode": "middle"}, r"crop_mode=middle given: .* center, squash, border"),
+        ({"crop_pct": 1.5}, r"crop_pct=1\.5 given: it must lie above 0 to 1"),
+        ({"random_erasing": 2.0}, r"random_erasing=2\.0 given: it must lie from 0 to 1"),
+        ({"color_jitter": -1.0}, r"color_jitter=-1\.0 given: it must lie 0 or more"),
+        ({"auto_augment": "nope"}, r"auto_augment=nope given: timm cannot read it"),
+    ],
+)
+def test_values_that_timm_does_not_know(folder, given, said):
+    with pytest.raises(DataError, match=said):
+        data_of(folder, "test_resnet", **given)
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -20,6 +20,14 @@ def check_fraction(name: str, value: float) -> None:
         )
 
 
+def check_choice(name: str, value: str | None, choices: Sequence[str]) -> None:
+    """Raise DataError unless `value` is one of `choices`, or None."""
+    if value is not None and value not in choices:
+        raise DataError(
+            f"data.{name}={value} given: it must be one of {', '.join(choices)}, or null."
+        )
+
+
 def height_and_width(image_size: int | Sequence[int]) -> tuple[int, int]:
     """One number for both, or the two as they are.
 

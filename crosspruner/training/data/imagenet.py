@@ -12,12 +12,16 @@ from torch import Tensor
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import Compose
 
-from crosspruner.training.data.checks import height_and_width
+from crosspruner.errors import DataError
+from crosspruner.training.data.checks import check_choice, height_and_width
 from crosspruner.training.data.folder import FolderData
 from crosspruner.training.data.images import Images, LazyImages
 from crosspruner.training.models.preprocessing import preprocessing_of
 
 log = logging.getLogger(__name__)
+
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
+CROP_MODES = ("center", "squash", "border")
 
 
 class Standardise:
@@ -63,7 +67,8 @@ class ImageNetData(FolderData):
         **settings: those of ImageData; mean and std are the network's own unless given.
 
     Raises:
-        DataError: on setup, naming the folder and what is expected in it.
+        DataError: a value is out of range or unknown to timm; on setup, naming the folder and what
+            is expected in it.
     """
 
     def __init__(
@@ -82,6 +87,15 @@ class ImageNetData(FolderData):
         std: Sequence[float] | None = None,
         **settings: Any,
     ) -> None:
+        check_choice("interpolation", interpolation, INTERPOLATIONS)
+        check_choice("crop_mode", crop_mode, CROP_MODES)
+        for key, value, fits, allowed in (
+            ("crop_pct", crop_pct, crop_pct is None or 0 < crop_pct <= 1, "above 0 to 1"),
+            ("color_jitter", color_jitter, color_jitter >= 0, "0 or more"),
+            ("random_erasing", random_erasing, 0 <= random_erasing <= 1, "from 0 to 1"),
+        ):
+            if not fits:
+                raise DataError(f"data.{key}={value} given: it must lie {allowed}.")
         changes: dict[str, Any] = {"interpolation": interpolation, "crop_mode": crop_mode}
         changes |= {"crop_pct": crop_pct, "mean": mean, "std": std}
         if image_size is not None:
@@ -92,6 +106,13 @@ class ImageNetData(FolderData):
         self.auto_augment = auto_augment
         self.color_jitter = color_jitter
         self.random_erasing = random_erasing
+        try:
+            self.train_transform()
+        except (AssertionError, ValueError, KeyError) as error:
+            raise DataError(
+                f"data.auto_augment={auto_augment} given: timm cannot read it ({error}). Give a "
+                "policy such as rand-m9-mstd0.5-inc1, augmix-m5-w4-d2 or original-mstd0.5, or null."
+            ) from error
 
     def list_split(self, folder: Path) -> ImageFolder:
         listed = super().list_split(folder)
