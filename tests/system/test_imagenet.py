@@ -32,18 +32,30 @@ def test_dense_and_pruned_accuracy_are_timms(train, folder, tmp_path):  # noqa: 
     batches = list(timms_batches(folder, network, 8))
     network = with_opinions(network, batches)
     save_file(network.state_dict(), tmp_path / "dense.safetensors")
-    code, out, err = train(
-        *(tmp_path, "data=imagenet", f"data.dir={folder}", "model=timm", f"model.name={NAME}"),
-        *("model.weights=dense.safetensors", "schedule=from_dense", "schedule.finetune_epochs=1"),
-        *("schedule.prune_epochs=1", "data.val_fraction=0.34", "data.num_workers=0"),
-        *("data.batch_size=8", "logger=csv", "ratio=0.3", "crossbar=64x64", "solver=magnitude"),
+    command = (
+        *("data=imagenet", f"data.dir={folder}", "model=timm", f"model.name={NAME}"),
+        *("model.weights=dense.safetensors", "data.val_fraction=0.34", "data.num_workers=0"),
+        *("data.batch_size=8", "logger=csv", "crossbar=64x64"),
     )
+    total = 4 * len(CLASSES)
+    runs = tmp_path / "logs" / "train" / "runs"
+
+    code, out, err = train(tmp_path, *command, "ratio=0", "procedure=layerwise", "schedule=none")
     assert code == 0, err
     assert "image_size=(160, 160)" in out
-    (run,) = (tmp_path / "logs" / "train" / "runs").iterdir()
+    assert "epoch " not in out
+    (measured,) = runs.iterdir()
+    summary = json.loads((measured / "summary.json").read_text())
+    dense = timms_count(network, batches)
+    assert summary["accuracy"] == pytest.approx(dense / total)
+
+    fewer = ("ratio=0.3", "solver=magnitude", "schedule=from_dense")
+    short = ("schedule.prune_epochs=1", "schedule.finetune_epochs=1")
+    code, _, err = train(tmp_path, *command, *fewer, *short)
+    assert code == 0, err
+    (run,) = set(runs.iterdir()) - {measured}
     summary = json.loads((run / "summary.json").read_text())
-    total = 4 * len(CLASSES)
-    assert summary["dense_accuracy"] == pytest.approx(timms_count(network, batches) / total)
+    assert summary["dense_accuracy"] == pytest.approx(dense / total)
     network.load_state_dict(load_file(run / "pruned" / "weights.safetensors"))
     assert summary["accuracy"] == pytest.approx(timms_count(network, batches) / total)
 
