@@ -1,3 +1,6 @@
+import random
+
+import numpy as np
 import torch
 
 from crosspruner.training.data.randomness import Stream, keyed_generator, keyed_rng
@@ -21,6 +24,27 @@ def test_block_draws_from_the_key_and_leaves_the_global_generator_alone():
         inside = torch.rand(4)
     assert torch.equal(torch.rand(2), second)
     assert torch.equal(inside, torch.rand(4, generator=keyed_generator(Stream.ORDER, 7, 8)))
+
+
+def test_numpy_and_python_draw_from_the_key_too():
+    """timm's transforms draw from these."""
+
+    def draw():
+        return np.random.rand(), random.random()  # noqa: NPY002
+
+    np.random.seed(3)  # noqa: NPY002
+    random.seed(3)
+    expected = [draw(), draw()]
+    np.random.seed(3)  # noqa: NPY002
+    random.seed(3)
+    first = draw()
+    with keyed_rng(Stream.AUGMENTATION, 1, 2):
+        inside = draw()
+    assert [first, draw()] == expected
+    with keyed_rng(Stream.AUGMENTATION, 1, 2):
+        assert draw() == inside
+    with keyed_rng(Stream.AUGMENTATION, 1, 3):
+        assert draw() != inside
 
 
 def test_block_restores_after_an_error():
