@@ -47,16 +47,23 @@ class RunningMoment:
         runs = -(-layout.input_groups * self.width // max(widest, self.width))
         self.groups_per_run = -(-layout.input_groups // runs)
         self.runs = -(-layout.input_groups // self.groups_per_run)
-        side = self.groups_per_run * self.width
-        self.moment = torch.zeros(layout.conv_groups * self.runs, side, side)
+        self.side = self.groups_per_run * self.width
+        self.moment = torch.zeros(layout.conv_groups * self.runs, self.side, self.side)
         self.seen = 0.0
 
     @torch.no_grad()
-    def update(self, inputs: Tensor, generator: torch.Generator) -> None:
-        """Take in the layer's input of one batch, (B, Cin, H, W) or (B, ..., Cin)."""
-        patches = draw_patches(self.module, inputs, self.rows, generator)
+    def update(self, inputs: Tensor, generator: torch.Generator, rows: int | None = None) -> None:
+        """Take in the layer's input of one batch, (B, Cin, H, W) or (B, ..., Cin).
+
+        Args:
+            inputs: of the layer.
+            generator: CPU generator of the patches drawn.
+            rows: patches to draw; None = as many as ever. Each batch weighs alike.
+        """
+        rows = self.rows if rows is None else rows
+        patches = draw_patches(self.module, inputs, rows, generator)
         patches = by_input_group(patches, self.layout, self.runs * self.groups_per_run)
-        patches = patches.reshape(self.layout.conv_groups, self.rows, self.runs, -1)
+        patches = patches.reshape(self.layout.conv_groups, rows, self.runs, -1)
         patches = patches.transpose(1, 2).flatten(0, 1)
         self.moment = self.moment.to(patches.device).mul_(self.memory)
         self.moment.baddbmm_(

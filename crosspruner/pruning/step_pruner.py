@@ -1,5 +1,6 @@
 """Pruning while a network trains: what happens around each optimizer step. Knows no trainer."""
 
+import math
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -19,6 +20,9 @@ from crosspruner.pruning.step_solver import (
     StepSettings,
     relaxed_projection,
 )
+
+PATCHES = 8
+"""Patches per row of a moment that it has seen, at the least, when something may be removed."""
 
 STEP_BUDGETS = ("uniform", "per_layer")
 """Those that are known before any image is seen."""
@@ -83,7 +87,8 @@ class StepPruner(Pruner):
         if not self._moments_due(step):
             return
         for state in self.states.values():
-            self._watched.append(state.layer.module.register_forward_hook(self._watcher(state)))
+            watcher = self._watcher(state, self._rows(state, step))
+            self._watched.append(state.layer.module.register_forward_hook(watcher))
         # A compiled network does not see hooks that came after it was compiled.
         if self._uncompiled is None and "torch._dynamo" in sys.modules:
             self._uncompiled = torch.compiler.set_stance("force_eager")
@@ -139,12 +144,20 @@ class StepPruner(Pruner):
             state.average(mean_of_all)
             state.refresh()
 
-    def _watcher(self, state: LayerState) -> Any:
+    def _watcher(self, state: LayerState, rows: int) -> Any:
         def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if torch.is_grad_enabled():
-                state.watch(inputs[0].detach(), output, self.generator)
+                state.watch(inputs[0].detach(), output, self.generator, rows)
 
         return watch
+
+    def _rows(self, state: LayerState, step: int) -> int:
+        """Patches to draw: on a short schedule more of them, so that the first moment is one."""
+        rows = self.settings.moment_rows
+        if state.moment is None or step >= self._ramp_start():
+            return rows
+        start = self.schedule.boundaries(self.total_steps)[0]
+        return max(rows, math.ceil(PATCHES * state.moment.side / (self._ramp_start() - start)))
 
     def _in_prune_phase(self, step: int) -> bool:
         return (

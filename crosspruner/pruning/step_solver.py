@@ -43,7 +43,8 @@ class StepSettings:
         smoothing: share of the old value that the smoothed task gradient keeps, in [0, 1).
         moment_every: training steps between two updates of the running moments, >= 1.
         refresh_every: training steps between two inversions of the running moments, >= 1.
-        moment_rows: input patches drawn for an update, >= 1.
+        moment_rows: input patches drawn for an update, >= 1; more before anything is removed, where
+            the schedule leaves few steps for that.
         damping: share of the mean diagonal added to a moment before it is inverted, > 0.
         output_weights: what an error at an output FM weighs. fisher: the mean squared task gradient
             there; energy: one over the output's own energy, so that all outputs count alike.
@@ -59,7 +60,7 @@ class StepSettings:
     moment_every: int = 8
     refresh_every: int = 100
     moment_rows: int = 1024
-    damping: float = 0.01
+    damping: float = 0.1
     output_weights: str = "fisher"
 
     def __post_init__(self) -> None:
@@ -111,11 +112,23 @@ class LayerState:
             if settings.output_weights == "fisher":
                 self.fisher = RunningFisher(layer.module)
 
-    def watch(self, inputs: Tensor, output: Tensor, generator: torch.Generator) -> None:
-        """Take in one batch that passes through the layer, and the gradient that comes back."""
+    def watch(
+        self,
+        inputs: Tensor,
+        output: Tensor,
+        generator: torch.Generator,
+        rows: int | None = None,
+    ) -> None:
+        """Take in one batch that passes through the layer, and the gradient that comes back.
+
+        Args:
+            inputs: the layer's input. output: what it gave.
+            generator: CPU generator of the patches drawn.
+            rows: patches to draw; None = `moment_rows`.
+        """
         if self.moment is None:
             return
-        self.moment.update(inputs, generator)
+        self.moment.update(inputs, generator, rows)
         if self.fisher is not None and output.requires_grad:
             output.register_hook(self.fisher.update)
 

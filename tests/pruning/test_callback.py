@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from crosspruner.errors import BudgetError, CheckpointError, ConfigError
 from crosspruner.pruning.callback import CrossbarPruning
-from crosspruner.pruning.schedule import PruningSchedule
+from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.pruning.step_solver import STEP_SOLVERS, StepSettings
 
 pytestmark = [
@@ -212,3 +212,25 @@ def test_churn_falls_silent_before_the_masks_freeze():
     start, stop = callback.schedule.boundaries(24)
     assert all(value == 0 for step, value in churn if step <= start or step > stop)
     assert any(value > 0 for step, value in churn if start < step <= stop)
+
+
+def test_a_short_schedule_draws_enough_patches_before_it_removes():
+    settings = StepSettings(moment_every=1, refresh_every=2, moment_rows=5)
+    callback = pruning(settings=settings)
+    seen = []
+
+    class Count(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            if callback.phase_at(trainer.global_step) is Phase.PRUNE:
+                step = trainer.global_step
+                seen.append({n: callback._rows(s, step) for n, s in callback.states.items()})
+
+    fit(callback, extra=[Count()])
+    first, last = seen[0], seen[-1]
+    assert set(last.values()) == {5}
+    warm = sum(rows != last for rows in seen)
+    for name, layout in callback.layouts.items():
+        module = callback.states[name].layer.module
+        side = layout.input_groups * layout.kin * module.weight[0, 0].numel()
+        assert first[name] * warm >= 8 * side
+        assert first[name] * warm < 8 * side + warm
