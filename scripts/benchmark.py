@@ -4,12 +4,14 @@ python scripts/benchmark.py mapping            crossbars and phases of the three
                                                time that planning, packing and simulating take
 python scripts/benchmark.py solver             seconds to choose the masks of VGG16, and how many
                                                times longer scikit-learn's lasso takes
+python scripts/benchmark.py layerwise          the whole layer-wise pass against the plain forward
+                                               passes that it needs
 """
 
 import resource
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from sklearn.linear_model import lasso_path
 from torch import nn
 
+from crosspruner import prune
 from crosspruner.hardware import Plan, plan_model, simulate
 from crosspruner.solver import lgd_rpp
 from crosspruner.training import build_model
@@ -42,6 +45,13 @@ def mapping(quick: bool) -> None:
 def solver() -> None:
     """All inner layers of VGG16 at column grain on 256x256, half of the groups removed."""
     print(table(SOLVER_COLUMNS, solver_rows()))
+
+
+@main.command()
+@click.option("--images", default=512, help="Calibration images of 32x32.")
+def layerwise(images: int) -> None:
+    """Moments, masks, refit and batch norm of untrained networks, column grain on 256x256."""
+    print(table(LAYERWISE_COLUMNS, layerwise_rows(images)))
 
 
 def lenet() -> nn.Module:
@@ -201,6 +211,32 @@ def solver_rows() -> Iterator[tuple[Any, ...]]:
         totals = [totals[0] + ours, totals[1] + theirs]
         yield layer.name, problems, groups, f"{ours:.2f}", f"{theirs:.2f}", f"{theirs / ours:.0f}"
     yield "all", "", "", f"{totals[0]:.1f}", f"{totals[1]:.1f}", f"{totals[1] / totals[0]:.0f}"
+
+
+LAYERWISE_COLUMNS = ("network", "refit", "forward passes, s", "layer-wise pass, s", "excess, s")
+
+
+def layerwise_rows(images: int) -> Iterator[tuple[Any, ...]]:
+    """Seconds of `cp.prune`, those of a dense and a pruned forward pass, and what is above 3 times
+    these."""
+    generator = torch.Generator().manual_seed(0)
+    batches = torch.randn(images, 3, 32, 32, generator=generator).split(64)
+    for name in ("vgg8", "vgg16"):
+        net = build_model(name, 10).eval()
+        for refit in (False, True):
+            result, spent = timed(
+                prune, net, batches, crossbar="256x256", grain="column", ratio=0.5, refit=refit
+            )
+            passes = sum(timed(forward_all, model, batches)[1] for model in (net, result.model))
+            excess = spent - 3 * passes
+            yield name, refit, f"{passes:.1f}", f"{spent:.1f}", f"{excess:.1f}"
+
+
+@torch.no_grad()
+def forward_all(net: nn.Module, batches: Iterable[torch.Tensor]) -> None:
+    """One plain forward pass over all images."""
+    for batch in batches:
+        net(batch)
 
 
 def count_blocks(plan: Plan) -> int:
