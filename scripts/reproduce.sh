@@ -13,6 +13,7 @@ set -uo pipefail
 DATA=$1
 [ "$DATA" = digits ] || DATA=$(realpath -m "$DATA")
 cd "$(dirname "$0")/.."
+export PYTHONPATH=$PWD${PYTHONPATH:+:$PYTHONPATH}  # this clone, whichever is installed
 
 OUT=${OUT:-logs/reproduce}                  # run folders
 PAGE=${PAGE:-docs/race.md}                  # the table; its plots lie in a folder beside it

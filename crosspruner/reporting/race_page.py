@@ -99,15 +99,13 @@ def _ahead(table: pd.DataFrame) -> list[str]:
             continue
         us, them = top(ours, "after"), top(others, "after")
         points = 100 * (us["after"] - them["after"])
-        verdict = (
-            f"ahead of {them['method']}, the best of the others,"
-            if points >= 0
-            else (f"behind {them['method']}")
-        )
-        lines.append(
-            f"- At {ratio:.1%}: {us['method']}, the best of ours, is {verdict} by "
-            f"{abs(points):.2f} points."
-        )
+        if round(points, 2) == 0:
+            verdict = f"level with {them['method']}"
+        elif points > 0:
+            verdict = f"{points:.2f} points ahead of {them['method']}, the best of the others"
+        else:
+            verdict = f"{-points:.2f} points behind {them['method']}"
+        lines.append(f"- At {ratio:.1%}: {us['method']}, the best of ours, is {verdict}.")
     return lines
 
 
