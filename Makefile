@@ -8,9 +8,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 # One thread a test process: two processes on two cores beat four threads on them
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 TESTS ?= tests
+SMOKE ?= logs/smoke
 SWEEP ?= $(shell ls -d logs/*/multiruns/* 2>/dev/null | tail -n 1)
 
-.PHONY: help install demo test test-slow lint type sweep report clean
+.PHONY: help install demo test test-slow lint type sweep report reproduce-smoke clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -47,6 +48,12 @@ sweep: install  ## Sweep two ratios and both grains on the digits
 
 report: install  ## Write the report of the newest sweep (or SWEEP=folder)
 	$(BIN)/python scripts/report.py $(SWEEP)
+
+reproduce-smoke: install  ## Race every method on the digits, as scripts/reproduce.sh does on CIFAR-10
+	PYTHON=$(BIN)/python OUT=$(SMOKE)/runs PAGE=$(SMOKE)/race.md NETWORKS=vgg8 SEEDS=0 RATIOS="0.5 0.72" \
+		WIDTH=0.125 DENSE_EPOCHS=4 EPOCHS=1 CLAIM_RATIOS=0.721 \
+		OVERRIDES="crossbar=64x64 data.batch_size=64 ++procedure.calibration_images=128 ++procedure.positions=32" \
+		scripts/reproduce.sh digits
 
 clean:  ## Remove caches and build products; logs and data stay
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

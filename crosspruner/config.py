@@ -19,7 +19,7 @@ from crosspruner.sparsity.groups import GRAINS
 from crosspruner.training.on_device import DeviceSettings
 from crosspruner.training.settings import TrainingSettings
 
-PROCEDURES = ("per_step", "layerwise")
+PROCEDURES = ("per_step", "layerwise", "mask_sparsity", "group_lasso")
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class ProcedureSettings:
         refit: whether surviving weights are refitted (layerwise).
         damping: of the refit, a share of the mean input energy, above 0 (layerwise).
         positions: output positions drawn per image; None = all (layerwise).
+        strength: of the penalty on groups, above 0 (mask_sparsity, group_lasso, which read the
+            keys of layerwise as well).
     """
 
     name: str = "per_step"
@@ -46,6 +48,7 @@ class ProcedureSettings:
     refit: bool = True
     damping: float = 0.01
     positions: int | None = 128
+    strength: float = 0.01
 
 
 @dataclass(frozen=True)

@@ -44,6 +44,7 @@ from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.device_noise import DeviceNoise
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
+from crosspruner.pruning.penalised_callback import PenalisedPruning
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import Phase
 from crosspruner.pruning.snapshot import Snapshot
@@ -259,9 +260,11 @@ def _pruning(settings: RunSettings) -> PruningCallback:
         *(settings.solver.name, settings.reorder, procedure.refit),
         *(procedure.damping, procedure.positions),
     )
-    return LayerwisePruning(
-        settings=layerwise, calibration_images=procedure.calibration_images, **shared
-    )
+    shared |= {"settings": layerwise, "calibration_images": procedure.calibration_images}
+    if procedure.name == "layerwise":
+        return LayerwisePruning(**shared)
+    penalised = "removed" if procedure.name == "mask_sparsity" else "all"
+    return PenalisedPruning(penalise=penalised, strength=procedure.strength, **shared)
 
 
 def _trainer(
@@ -342,6 +345,7 @@ def _labels(config: DictConfig, settings: RunSettings, ratio: float) -> dict[str
         "procedure": settings.procedure.name,
         "budget": settings.budget.name,
         "reorder": settings.reorder,
+        **({"method": choices["method"]} if choices.get("method") else {}),
     }
 
 

@@ -16,7 +16,7 @@ from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.calibration import read_batches
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
-from crosspruner.pruning.procedure import prune_network
+from crosspruner.pruning.procedure import ProcedureResult, prune_network
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import PruningSchedule
 
@@ -88,6 +88,20 @@ class LayerwisePruning(PruningCallback):
 
     def prune(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Prune the module's network now and freeze the masks."""
+        network = self.network(pl_module)
+        result, pruned_copy = self.decide(trainer, pl_module)
+        network.load_state_dict(pruned_copy.state_dict())
+        self.layouts = result.layouts
+        modules = dict(network.named_modules())
+        # What was pruned waits at zero: the refit has made up for it.
+        self.layers = {n: MaskedLayer(modules[n], layout) for n, layout in self.layouts.items()}
+        self.set_masks(result.masks)
+        self.freeze()
+
+    def decide(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule
+    ) -> tuple[ProcedureResult, nn.Module]:
+        """What the procedure makes of the network as it is now, and its pruned copy."""
         assert self.dense_plan is not None
         network = self.network(pl_module)
         batches = read_batches(self._calibration(trainer), network)
@@ -97,13 +111,7 @@ class LayerwisePruning(PruningCallback):
             *(batches, self.settings, self.how, self.generator),
             evaluate=lambda net: validation_accuracy(net, trainer, pl_module.device),
         )
-        network.load_state_dict(pruned_copy.state_dict())
-        self.layouts = result.layouts
-        modules = dict(network.named_modules())
-        # What was pruned waits at zero: the refit has made up for it.
-        self.layers = {n: MaskedLayer(modules[n], layout) for n, layout in self.layouts.items()}
-        self.set_masks(result.masks)
-        self.freeze()
+        return result, pruned_copy
 
     def change_masks(self, step: int) -> None:
         """Nothing: the masks came before the step."""
