@@ -14,6 +14,7 @@ from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.cost_curves import cost_curves
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise import prune_layers, users_of
+from crosspruner.pruning.network_solver import NETWORK_SOLVERS, check_network_solver
 from crosspruner.pruning.output_weights import output_weights
 from crosspruner.pruning.sensitivity import Evaluate, prune_by_sensitivity
 from crosspruner.sparsity import GroupLayout
@@ -67,7 +68,7 @@ def prune_network(
 
     Raises:
         BudgetError: the ratio cannot be met.
-        ConfigError: the budget needs `evaluate`.
+        ConfigError: the budget needs `evaluate`, or does not fit the solver.
         DataError, ModelError: see `layerwise.prune_layers`.
     """
     if budget.name == "sensitivity" and evaluate is None:
@@ -75,10 +76,17 @@ def prune_network(
             "budget='sensitivity' stops by the accuracy: give evaluate, a function that returns "
             "the accuracy (0 to 1) of a network on held-out images"
         )
+    check_network_solver(settings, budget.name)
     with evaluation(network), evaluation(dense):
-        weights = output_weights(dense, users_of(plan, layouts), batches, generator)
+        users = users_of(plan, layouts)
+        weights = output_weights(dense, users, batches, generator)
         blocks, _ = budget.first_blocks(plan, layouts, ratio)
-        if budget.name == "global":
+        masks: dict[str, Tensor] = {}
+        if settings.solver in NETWORK_SOLVERS and ratio > 0:
+            choose = NETWORK_SOLVERS[settings.solver]
+            masks = choose(dense, plan, layouts, users, ratio, batches, generator)
+            blocks = {name: layout.blocks_of(masks[name]) for name, layout in layouts.items()}
+        elif budget.name == "global":
             costs = cost_curves(dense, plan, layouts, batches, weights, settings, generator)
             blocks = global_budget(plan, layouts, ratio, costs)
         if budget.name == "sensitivity" and evaluate is not None:
@@ -88,7 +96,8 @@ def prune_network(
             )
         else:
             pruned = prune_layers(
-                network, dense, plan, layouts, blocks, batches, weights, settings, generator
+                *(network, dense, plan, layouts, blocks, batches, weights, settings, generator),
+                masks,
             )
     ordered = {
         name: replace(layout, input_order=pruned.orders.get(name, layout.input_order))
