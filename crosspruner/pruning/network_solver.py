@@ -3,8 +3,9 @@
     name                chooses by
     falcon              the loss's second order over all groups, crossbars as the price
     performance_aware   edges of each layer's staircase of crossbars, by what each costs alone
+    torch_pruning       whole channels, by the dependency graph of that package
 
-What they choose is refitted layer by layer like the masks of every other solver.
+What the first ones choose is refitted layer by layer like the masks of every other solver.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,10 @@ NETWORK_SOLVERS: dict[str, Choose] = {
     "performance_aware": performance_aware_masks,
 }
 
+CHANNEL_SOLVER = "torch_pruning"
+WHOLE_NETWORK = (*NETWORK_SOLVERS, CHANNEL_SOLVER)
+"""All solvers that see the network as a whole."""
+
 
 def check_network_solver(settings: LayerwiseSettings, budget: str) -> None:
     """Refuse what a solver that chooses over all layers cannot take.
@@ -45,7 +50,7 @@ def check_network_solver(settings: LayerwiseSettings, budget: str) -> None:
     Raises:
         ConfigError: a reorder, or a budget other than global.
     """
-    if settings.solver not in NETWORK_SOLVERS:
+    if settings.solver not in WHOLE_NETWORK:
         return
     if settings.reorder != "none":
         raise ConfigError(

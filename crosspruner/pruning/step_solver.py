@@ -21,7 +21,7 @@ from torch import Tensor
 from crosspruner.errors import ConfigError
 from crosspruner.pruning.curvature import RunningFisher, RunningMoment, saliency
 from crosspruner.pruning.masked_layer import MaskedLayer
-from crosspruner.pruning.network_solver import NETWORK_SOLVERS
+from crosspruner.pruning.network_solver import WHOLE_NETWORK
 from crosspruner.solver import SOLVERS
 from crosspruner.solver.rpp import relaxed_scores
 from crosspruner.sparsity import GroupLayout, project
@@ -31,7 +31,7 @@ STEP_SOLVERS = ("lgd_rpp", "magnitude", "taylor", "random")
 ALL_SOLVERS = (
     *STEP_SOLVERS,
     *(name for name in SOLVERS if name not in STEP_SOLVERS),
-    *NETWORK_SOLVERS,
+    *WHOLE_NETWORK,
 )
 OBJECTIVES = ("reconstruction", "loss")
 OUTPUT_WEIGHTS = ("fisher", "energy")
