@@ -39,7 +39,7 @@ def falcon_masks(
     batches: Sequence[Tensor],
     generator: torch.Generator,
     stages: int = 4,
-    steps: int = 30,
+    steps: int = 15,
     ridge: float = 0.01,
 ) -> dict[str, Tensor]:
     """Choose the masks of all layers.

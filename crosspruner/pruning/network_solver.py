@@ -3,6 +3,7 @@
     name                chooses by
     falcon              the loss's second order over all groups, crossbars as the price
     performance_aware   edges of each layer's staircase of crossbars, by what each costs alone
+    graph_rl            an agent that competes with its own past, over the graph of input groups
     torch_pruning       whole channels, by the dependency graph of that package
 
 What the first ones choose is refitted layer by layer like the masks of every other solver.
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from crosspruner.errors import ConfigError
 from crosspruner.hardware.plan import Plan
 from crosspruner.pruning.falcon import falcon_masks
+from crosspruner.pruning.graph_rl import graph_rl_masks
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.performance_aware import performance_aware_masks
 from crosspruner.sparsity import GroupLayout
@@ -37,6 +39,7 @@ Choose = Callable[
 NETWORK_SOLVERS: dict[str, Choose] = {
     "falcon": falcon_masks,
     "performance_aware": performance_aware_masks,
+    "graph_rl": graph_rl_masks,
 }
 
 CHANNEL_SOLVER = "torch_pruning"

@@ -40,8 +40,13 @@ def dual_value(
 def best_multiplier(
     values: Tensor, prices: Tensor, budget: float, count: int | None = None
 ) -> float:
-    """The m that makes D(m) least, to 1e-12 of its range, by golden section."""
-    low, high = 0.0, float((values / prices).max()) if len(values) else 0.0
+    """The m that makes D(m) least: by golden section, to 1e-12 of its range, where the number of
+    items is limited; else where the items, best worth for the price first, no longer fit."""
+    if count is None or count >= len(values):
+        worth, order = (values / prices).sort(descending=True, stable=True)
+        over = (prices[order].cumsum(0) > budget).nonzero()
+        return float(worth[over[0, 0]]) if len(over) else 0.0
+    low, high = 0.0, float((values / prices).max())
     tolerance = 1e-12 * max(high, torch.finfo(values.dtype).tiny)
     first, second = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at = [dual_value(values, prices, budget, m, count) for m in (first, second)]

@@ -13,6 +13,7 @@ from crosspruner.hardware import plan_model
 from crosspruner.pruning.budget import prunable_layers
 from crosspruner.pruning.falcon import _descend
 from crosspruner.pruning.global_choice import block_values, choose_blocks, choose_masks
+from crosspruner.pruning.graph_rl import graph_rl_masks, joined, own_statistics
 from crosspruner.pruning.group_slopes import group_slopes
 from crosspruner.pruning.layerwise import users_of
 from crosspruner.pruning.network_solver import NETWORK_SOLVERS
@@ -158,3 +159,44 @@ def test_masks_do_not_depend_on_scores_scale():
     small = choose_masks({n: 1e-6 * s for n, s in scores.items()}, plan, layouts, 0.4)
     large = choose_masks({n: 1e6 * s for n, s in scores.items()}, plan, layouts, 0.4)
     assert all(bool((small[n] == large[n]).all()) for n in scores)
+
+
+def test_the_agent_is_never_worse_than_no_agent_on_what_it_is_judged_by():
+    network, x = trained(), images()
+    plan, layouts = planned(network)
+    users = users_of(plan, layouts)
+    weights = {n: network.get_submodule(n).weight.clone() for n in layouts}
+
+    def divergence(masks):
+        pruned = trained()
+        with torch.no_grad(), own_statistics(pruned), own_statistics(network):
+            for name, mask in masks.items():
+                weight = pruned.get_submodule(name).weight
+                weight.masked_fill_(~layouts[name].expand_like(mask, weight), 0.0)
+            now, before = pruned(x).log_softmax(1), network(x).log_softmax(1)
+        return float(F.kl_div(now, before, log_target=True, reduction="batchmean"))
+
+    found = graph_rl_masks(
+        network, plan, layouts, users, 0.4, [x], torch.Generator().manual_seed(0)
+    )
+    slopes = group_slopes(network, layouts, users, weights, [x], torch.Generator().manual_seed(0))
+    worth = {n: slopes[n].double().square().mean(0).view(la.shape) for n, la in layouts.items()}
+    assert divergence(found) <= divergence(choose_masks(worth, plan, layouts, 0.4))
+
+
+def test_batch_norms_keep_their_statistics():
+    network = trained()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    with own_statistics(network):
+        network(images())
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert not network.norm.training
+
+
+def test_nodes_see_their_own_layer_and_the_next():
+    assert joined([1, 2, 1]).int().tolist() == [
+        [1, 1, 1, 0],
+        [1, 1, 1, 1],
+        [1, 1, 1, 1],
+        [0, 1, 1, 1],
+    ]
