@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(PIP) -e '.[dev,dashboard,launchers,search,export]'
+	$(PIP) -e '.[dev,dashboard,launchers,search,export,channels]'
 	touch $@
 
 demo: install  ## Prune a small VGG on the embedded digits: table, summary, report
@@ -49,10 +49,10 @@ sweep: install  ## Sweep two ratios and both grains on the digits
 report: install  ## Write the report of the newest sweep (or SWEEP=folder)
 	$(BIN)/python scripts/report.py $(SWEEP)
 
-reproduce-smoke: install  ## Race every method on the digits, as scripts/reproduce.sh does on CIFAR-10
+reproduce-smoke: $(VENV)/.installed-dev  ## Race every method on the digits, as scripts/reproduce.sh does on CIFAR-10
 	PYTHON=$(BIN)/python OUT=$(SMOKE)/runs PAGE=$(SMOKE)/race.md NETWORKS=vgg8 SEEDS=0 RATIOS="0.5 0.72" \
 		WIDTH=0.125 DENSE_EPOCHS=4 EPOCHS=1 CLAIM_RATIOS=0.721 \
-		OVERRIDES="crossbar=64x64 data.batch_size=64 ++procedure.calibration_images=128 ++procedure.positions=32" \
+		OVERRIDES="crossbar=128x128 data.batch_size=64 ++procedure.calibration_images=128 ++procedure.positions=32" \
 		scripts/reproduce.sh digits
 
 clean:  ## Remove caches and build products; logs and data stay

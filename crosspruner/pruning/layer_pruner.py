@@ -76,6 +76,7 @@ def prune_layer(
     settings: LayerwiseSettings,
     generator: torch.Generator,
     result: Pruned,
+    mask: Tensor | None = None,
 ) -> None:
     """Choose the mask of one layer and refit its weights, in place.
 
@@ -88,6 +89,7 @@ def prune_layer(
         settings: how.
         generator: source of all randomness, on the CPU.
         result: takes the mask, the order and the error.
+        mask: (U, P) bool where it is chosen already; None = the solver chooses.
     """
     module, name = stop.modules[0], layout.name
     weight, bias = parameters(module, name)
@@ -108,7 +110,8 @@ def prune_layer(
     # obs_group has no other form; on layers of several bands greedy elimination stands in for it.
     several_bands = settings.solver == "obs_group" and problem.refit is None
     solver = "greedy" if several_bands else settings.solver
-    mask = choose_layer_mask(problem, blocks, layout, solver, generator)
+    if mask is None:
+        mask = choose_layer_mask(problem, blocks, layout, solver, generator)
     fixed = torch.where(layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
     new = refit(moments, weight, mask, settings.damping) if settings.refit else fixed
     result.masks[name] = mask

@@ -41,6 +41,7 @@ def prune_layers(
     weights: Mapping[str, Tensor],
     settings: LayerwiseSettings,
     generator: torch.Generator,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Pruned:
     """Prune a network in place.
 
@@ -55,6 +56,7 @@ def prune_layers(
             (`output_weights`); a layer that is missing takes those of its batch norm.
         settings: how.
         generator: source of all randomness, on the CPU.
+        masks: layer name -> (U, P) bool, of layers whose masks are chosen already.
 
     Returns:
         Masks, orders and errors. A layer that keeps all its blocks is left as it is.
@@ -73,7 +75,10 @@ def prune_layers(
     def visit(stop: Stop, samples: Samples) -> None:
         name = stop.name
         own = weights[name] if name in weights else norm_weights(dense, walk.theirs[name])
-        prune_layer(*(stop, layouts[name], budget[name], samples, own, settings, generator, result))
+        prune_layer(
+            *(stop, layouts[name], budget[name], samples, own, settings, generator, result),
+            None if masks is None else masks.get(name),
+        )
 
     walk.run(visit)
     return result

@@ -16,6 +16,7 @@ from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.calibration import read_batches
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
+from crosspruner.pruning.network_solver import check_network_solver
 from crosspruner.pruning.procedure import ProcedureResult, prune_network
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import PruningSchedule
@@ -71,6 +72,7 @@ class LayerwisePruning(PruningCallback):
         if calibration_images < 1:
             raise ConfigError(f"calibration_images={calibration_images}: 1 or more are needed")
         self.settings = settings or LayerwiseSettings()
+        check_network_solver(self.settings, self.how.name)
         self.calibration_images = calibration_images
         self.calibration = calibration
 

@@ -15,6 +15,7 @@ from crosspruner.pruning.budget import prunable_layers
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.calibration import read_batches
 from crosspruner.pruning.layer_pruner import REORDERS, LayerwiseSettings
+from crosspruner.pruning.network_solver import WHOLE_NETWORK
 from crosspruner.pruning.procedure import prune_network
 from crosspruner.pruning.saving import save_pruned
 from crosspruner.pruning.sensitivity import Evaluate
@@ -90,7 +91,8 @@ def prune(
         mapping: "folded", "semifolded", "unfolded", "liang2018" or a `MappingSpec`.
         grain: what goes as a unit: "crossbar" (a block) or "column" (one column of a block).
         ratio: fraction of the model's compute crossbars to remove, in [0, 1).
-        solver: what chooses the masks, a key of `crosspruner.solver.SOLVERS`.
+        solver: what chooses the masks, a key of `crosspruner.solver.SOLVERS`, or, with
+            budget "global", one of `pruning.network_solver.WHOLE_NETWORK`.
         reorder: "importance" sorts each layer's input FMs by their energy at its outputs, so that
             FMs of equal importance share crossbars; "tetris" gathers those that the same outputs
             read; "none" takes them as they are.
@@ -120,8 +122,9 @@ def prune(
     """
     _check_choice("grain", grain, ("crossbar", "column"))
     _check_choice("reorder", reorder, REORDERS)
-    if solver not in SOLVERS:
-        raise SolverError(f"solver={solver!r} is unknown: use one of {', '.join(SOLVERS)}")
+    known = (*SOLVERS, *WHOLE_NETWORK)
+    if solver not in known:
+        raise SolverError(f"solver={solver!r} is unknown: use one of {', '.join(known)}")
     batches = read_batches(calibration_loader, model)
     shape = tuple(batches[0].shape[1:]) if input_shape is None else tuple(input_shape)
     spec = MappingSpec.of(mapping)

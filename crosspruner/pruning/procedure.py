@@ -9,11 +9,18 @@ from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
+from crosspruner.pruning.batch_norm import reestimate
 from crosspruner.pruning.budget import global_budget
 from crosspruner.pruning.budget_settings import BudgetSettings
+from crosspruner.pruning.channel_pruning import check_channel_settings, remove_channels
 from crosspruner.pruning.cost_curves import cost_curves
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
-from crosspruner.pruning.layerwise import prune_layers, users_of
+from crosspruner.pruning.layerwise import Walk, prune_layers, users_of
+from crosspruner.pruning.network_solver import (
+    CHANNEL_SOLVER,
+    NETWORK_SOLVERS,
+    check_network_solver,
+)
 from crosspruner.pruning.output_weights import output_weights
 from crosspruner.pruning.sensitivity import Evaluate, prune_by_sensitivity
 from crosspruner.sparsity import GroupLayout
@@ -67,7 +74,7 @@ def prune_network(
 
     Raises:
         BudgetError: the ratio cannot be met.
-        ConfigError: the budget needs `evaluate`.
+        ConfigError: the budget needs `evaluate`, or does not fit the solver.
         DataError, ModelError: see `layerwise.prune_layers`.
     """
     if budget.name == "sensitivity" and evaluate is None:
@@ -75,10 +82,25 @@ def prune_network(
             "budget='sensitivity' stops by the accuracy: give evaluate, a function that returns "
             "the accuracy (0 to 1) of a network on held-out images"
         )
+    check_network_solver(settings, budget.name)
     with evaluation(network), evaluation(dense):
-        weights = output_weights(dense, users_of(plan, layouts), batches, generator)
+        users = users_of(plan, layouts)
+        weights = output_weights(dense, users, batches, generator)
         blocks, _ = budget.first_blocks(plan, layouts, ratio)
-        if budget.name == "global":
+        if settings.solver == CHANNEL_SOLVER and ratio > 0:
+            check_channel_settings(settings.refit, users)
+            gone, orders = remove_channels(network, plan, layouts, ratio, batches[0])
+            walk = Walk(network, dense, users, batches, settings, generator)
+            for place in walk.places:
+                if place.is_norm:
+                    reestimate(network, batches, place)
+            return ProcedureResult(gone, _ordered(layouts, orders))
+        masks: dict[str, Tensor] = {}
+        if settings.solver in NETWORK_SOLVERS and ratio > 0:
+            choose = NETWORK_SOLVERS[settings.solver]
+            masks = choose(dense, plan, layouts, users, ratio, batches, generator)
+            blocks = {name: layout.blocks_of(masks[name]) for name, layout in layouts.items()}
+        elif budget.name == "global":
             costs = cost_curves(dense, plan, layouts, batches, weights, settings, generator)
             blocks = global_budget(plan, layouts, ratio, costs)
         if budget.name == "sensitivity" and evaluate is not None:
@@ -88,13 +110,20 @@ def prune_network(
             )
         else:
             pruned = prune_layers(
-                network, dense, plan, layouts, blocks, batches, weights, settings, generator
+                *(network, dense, plan, layouts, blocks, batches, weights, settings, generator),
+                masks,
             )
-    ordered = {
-        name: replace(layout, input_order=pruned.orders.get(name, layout.input_order))
+    ordered = _ordered(layouts, pruned.orders)
+    return ProcedureResult(pruned.masks, ordered, pruned.errors, pruned.stopped_by)
+
+
+def _ordered(
+    layouts: Mapping[str, GroupLayout], orders: Mapping[str, Tensor]
+) -> dict[str, GroupLayout]:
+    return {
+        name: replace(layout, input_order=orders.get(name, layout.input_order))
         for name, layout in layouts.items()
     }
-    return ProcedureResult(pruned.masks, ordered, pruned.errors, pruned.stopped_by)
 
 
 @contextmanager

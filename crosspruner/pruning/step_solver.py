@@ -21,13 +21,18 @@ from torch import Tensor
 from crosspruner.errors import ConfigError
 from crosspruner.pruning.curvature import RunningFisher, RunningMoment, saliency
 from crosspruner.pruning.masked_layer import MaskedLayer
+from crosspruner.pruning.network_solver import WHOLE_NETWORK
 from crosspruner.solver import SOLVERS
 from crosspruner.solver.rpp import relaxed_scores
 from crosspruner.sparsity import GroupLayout, project
 
 STEP_SOLVERS = ("lgd_rpp", "magnitude", "taylor", "random")
 """Those that work while training; the others need a layer's moments at rest."""
-ALL_SOLVERS = (*STEP_SOLVERS, *(name for name in SOLVERS if name not in STEP_SOLVERS))
+ALL_SOLVERS = (
+    *STEP_SOLVERS,
+    *(name for name in SOLVERS if name not in STEP_SOLVERS),
+    *WHOLE_NETWORK,
+)
 OBJECTIVES = ("reconstruction", "loss")
 OUTPUT_WEIGHTS = ("fisher", "energy")
 

@@ -1,0 +1,137 @@
+"""What each group does to the loss of each image: d loss_n / d beta_g, beta_g a factor on group g.
+
+Their mean product over images is the Fisher information of the factors: how the loss rises when
+groups are removed together, to second order.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from crosspruner.errors import DataError, ModelError
+from crosspruner.pruning.moments import pad_input
+from crosspruner.pruning.targets import as_maps
+from crosspruner.pruning.walk import forward
+from crosspruner.sparsity import GroupLayout
+
+_ENTRIES = 2**25
+"""Numbers unfolded at once (float32: 128 MB)."""
+
+
+def group_slopes(
+    network: nn.Module,
+    layouts: Mapping[str, GroupLayout],
+    users: Mapping[str, Sequence[str]],
+    weights: Mapping[str, Tensor],
+    batches: Sequence[Tensor],
+    generator: torch.Generator,
+) -> dict[str, Tensor]:
+    """One backward pass over the calibration images.
+
+    Args:
+        network: in evaluation mode; not changed.
+        layouts: the layers, with their groups.
+        users: layer name -> names of the modules that use its weight.
+        weights: layer name -> (Cout, fan_in, ...) what beta_g multiplies; the network itself may
+            run with some of it zeroed.
+        batches: calibration images.
+        generator: CPU generator of the labels, which are drawn from the predictions.
+
+    Returns:
+        Layer name -> (images, U * P) sum over the group of weight * d loss_n / d weight.
+
+    Raises:
+        ModelError: the network gives no (N, classes) output that gradients pass through.
+        DataError: gradients are not finite.
+    """
+    modules = dict(network.named_modules())
+    parts: dict[str, list[Tensor]] = {name: [] for name in layouts}
+    watchers = {
+        user: _Watcher(modules[user], layouts[name], weights[name])
+        for name in layouts
+        for user in users[name]
+    }
+    hooks = [modules[user].register_forward_hook(watch) for user, watch in watchers.items()]
+    frozen = [p for p in network.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        for images in batches:
+            _backward(network, images, generator)
+            for name in layouts:
+                slopes = [watchers[user].slopes for user in users[name] if watchers[user].calls]
+                if not slopes:
+                    raise DataError(f"layer {name} was not run by any calibration batch")
+                parts[name].append(torch.stack(slopes).sum(0))
+            for watcher in watchers.values():
+                watcher.calls = 0
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    slopes_of = {name: torch.cat(values) for name, values in parts.items()}
+    bad = [name for name, values in slopes_of.items() if not bool(values.isfinite().all())]
+    if bad:
+        raise DataError(f"gradients of layers {', '.join(bad)} are NaN or Inf: check the weights")
+    return slopes_of
+
+
+class _Watcher:
+    """Forward hook of one module: sums weight * gradient by image and group."""
+
+    def __init__(self, module: nn.Module, layout: GroupLayout, weight: Tensor) -> None:
+        self.module, self.layout, self.weight = module, layout, weight.detach().float()
+        units, inputs = layout.shape
+        numbers = torch.arange(units * inputs).view(units, inputs)
+        self.group_of_kernel = layout.expand(numbers).flatten()
+        self.slopes = torch.zeros(0)
+        self.calls = 0
+
+    def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        if not output.requires_grad:
+            output = output.detach().requires_grad_()
+        inputs = args[0].detach()
+        output.register_hook(lambda gradient: self.note(inputs, gradient.detach()))
+        return output.clone() if output.is_leaf else output
+
+    @torch.no_grad()
+    def note(self, inputs: Tensor, gradient: Tensor) -> None:
+        x, g = as_maps(self.module, inputs).float(), as_maps(self.module, gradient).float()
+        if isinstance(self.module, nn.Conv2d):
+            x = pad_input(self.module, x, g.shape[-2:])
+        entries = self.weight[0].numel() * self.layout.conv_groups * g.shape[2] * g.shape[3]
+        chunk = max(1, _ENTRIES // entries)
+        pairs = zip(x.split(chunk), g.split(chunk), strict=True)
+        slopes = torch.cat([self._slopes(*pair) for pair in pairs])
+        self.slopes = self.slopes + slopes if self.calls else slopes
+        self.calls += 1
+
+    def _slopes(self, x: Tensor, g: Tensor) -> Tensor:
+        layout, module = self.layout, self.module
+        if isinstance(module, nn.Conv2d):
+            x = F.unfold(x, module.kernel_size, module.dilation, 0, module.stride)
+        else:
+            x = x.flatten(2)
+        x = x.unflatten(1, (layout.conv_groups, -1))
+        g = g.flatten(2).unflatten(1, (layout.conv_groups, -1))
+        weight = self.weight.flatten(1).to(x.device)
+        product = (g @ x.mT).flatten(1, 2) * weight  # (n, Cout, fan_in * positions)
+        kernels = product.unflatten(2, (layout.fan_in, -1)).sum(3).flatten(1)
+        slopes = kernels.new_zeros(len(kernels), layout.units * layout.input_groups)
+        return slopes.index_add_(1, self.group_of_kernel.to(x.device), kernels).cpu()
+
+
+@torch.enable_grad()
+def _backward(network: nn.Module, images: Tensor, generator: torch.Generator) -> None:
+    logits = forward(network, images)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or not logits.requires_grad:
+        raise ModelError(
+            "the network gives no (N, classes) output that gradients pass through: use a solver "
+            "that needs none, such as lgd_rpp or obs_group"
+        )
+    chances = logits.detach().float().softmax(1).cpu()
+    labels = torch.multinomial(chances, 1, generator=generator).squeeze(1).to(logits.device)
+    F.cross_entropy(logits.float(), labels, reduction="sum").backward()

@@ -1,0 +1,202 @@
+"""Solvers that choose over all layers at once: slopes by autograd, exact budgets, brute force."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import crosspruner as cp
+from crosspruner.errors import ConfigError
+from crosspruner.hardware import plan_model
+from crosspruner.pruning.budget import prunable_layers
+from crosspruner.pruning.falcon import _descend
+from crosspruner.pruning.global_choice import block_values, choose_blocks, choose_masks
+from crosspruner.pruning.graph_rl import graph_rl_masks, joined, own_statistics
+from crosspruner.pruning.group_slopes import group_slopes
+from crosspruner.pruning.layerwise import users_of
+from crosspruner.pruning.network_solver import NETWORK_SOLVERS
+from crosspruner.sparsity import GroupLayout
+
+
+class Small(nn.Module):
+    """Convolutions with groups, stride and batch norm, two linear layers, one of them shared."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.second = nn.Conv2d(8, 12, 3, stride=2, padding=1)
+        self.third = nn.Conv2d(12, 12, 3, padding="same", groups=2)
+        self.fc1 = nn.Linear(12 * 9, 24)
+        self.shared = nn.Linear(24, 24)
+        self.last = nn.Linear(24, 4)
+
+    def forward(self, x):
+        x = F.relu(self.norm(self.first(x)))
+        x = F.relu(self.third(F.relu(self.second(x))))
+        x = F.relu(self.fc1(x.flatten(1)))
+        return self.last(F.relu(self.shared(F.relu(self.shared(x)))))
+
+
+def trained(seed=0):
+    torch.manual_seed(seed)
+    network = Small().eval()
+    network.norm.running_mean.uniform_(-0.2, 0.2)
+    return network
+
+
+def images(n=24, seed=1):
+    return torch.randn(n, 2, 6, 6, generator=torch.Generator().manual_seed(seed))
+
+
+def planned(network, grain="column"):
+    plan = plan_model(network, (2, 6, 6), "18x8", "folded", grain)
+    return plan, prunable_layers(plan, grain)
+
+
+@pytest.mark.parametrize("grain", ["column", "crossbar"])
+def test_slopes_are_those_of_autograd_image_by_image(grain):
+    network, x = trained(), images(6)
+    plan, layouts = planned(network, grain)
+    users = users_of(plan, layouts)
+    weights = {n: network.get_submodule(n).weight for n in layouts}
+    found = group_slopes(
+        network, layouts, users, weights, [x[:4], x[4:]], torch.Generator().manual_seed(3)
+    )
+    draw = torch.Generator().manual_seed(3)
+    labels = torch.cat(
+        [
+            torch.multinomial(network(part).softmax(1), 1, generator=draw).squeeze(1)
+            for part in (x[:4], x[4:])
+        ]
+    )
+    for n in range(len(x)):
+        network.zero_grad()
+        F.cross_entropy(network(x[n : n + 1]), labels[n : n + 1]).backward()
+        for name, layout in layouts.items():
+            weight = weights[name]
+            expected = layout.sum_by_group(weight.detach() * weight.grad).flatten()
+            torch.testing.assert_close(found[name][n], expected, rtol=1e-4, atol=1e-6)
+    assert "shared" in layouts  # a module that runs twice
+
+
+def test_blocks_are_worth_the_sums_of_their_columns():
+    layout = GroupLayout("fc", "column", 3, 2, 1, 1, 2)
+    scores = torch.tensor([[1.0, 5.0], [2.0, 0.0], [4.0, 3.0]])
+    # group 0: 4 + 2, 1; group 1: 5 + 3, 0
+    assert block_values(scores, layout).tolist() == [8, 6, 1, 0]
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.45])
+def test_the_choice_over_all_layers_is_within_one_group_of_the_best_of_all(ratio):
+    network = trained()
+    plan, layouts = planned(network, "crossbar")
+    generator = torch.Generator().manual_seed(5)
+    scores = {n: torch.rand(la.shape, generator=generator) for n, la in layouts.items()}
+    blocks = choose_blocks(scores, plan, layouts, ratio)
+    kept = {n: block_values(scores[n].double(), la).cumsum(0) for n, la in layouts.items()}
+    ranges = [range(la.fewest_blocks, la.blocks + 1) for la in layouts.values()]
+    unit = [la.crossbars_per_block for la in layouts.values()]
+    removed = sum((la.blocks - blocks[n]) * la.crossbars_per_block for n, la in layouts.items())
+    best = max(
+        sum(float(kept[n][b - 1]) for n, b in zip(layouts, some, strict=True))
+        for some in itertools.product(*ranges)
+        if sum((r[-1] - b) * u for r, b, u in zip(ranges, some, unit, strict=True)) == removed
+    )
+    found = sum(float(kept[n][b - 1]) for n, b in blocks.items())
+    assert best - max(float(s.max()) for s in scores.values()) <= found <= best + 1e-9
+
+
+def test_second_order_sees_what_the_diagonal_does_not():
+    # Groups 2 and 3 do the same: one is dispensable, both are not. By the diagonal alone, both go.
+    network = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 2))
+    plan = plan_model(network, (4,), "1x1", "folded", "crossbar", exclude=["1"])
+    layouts = prunable_layers(plan, "crossbar")
+    (name,) = layouts
+    a, b, c = torch.randn(3, 2000, generator=torch.Generator().manual_seed(0))
+    slopes = {name: torch.stack([1.1 * a, 1.1 * c, b, b], 1)}
+    masks = {name: torch.ones(1, 4, dtype=torch.bool)}
+    assert plan.compute_crossbars == 6
+    given = (slopes, masks, plan, layouts, 2 / 6)
+    assert _descend(*given, steps=0, ridge=0.01)[name].tolist() == [[True, True, False, False]]
+    assert _descend(*given, steps=20, ridge=0.01)[name].tolist() == [[False, False, True, True]]
+
+
+@pytest.mark.parametrize("grain", ["column", "crossbar"])
+@pytest.mark.parametrize("solver", list(NETWORK_SOLVERS))
+def test_every_solver_meets_the_budget_and_leaves_the_network_alone(solver, grain):
+    network = trained()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    given = {"grain": grain, "solver": solver, "budget": "global", "ratio": 0.4}
+    result = cp.prune(network, [images()], "18x8", "folded", **given)
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key])
+    target = 0.4 * result.dense_plan.compute_crossbars
+    assert abs(result.plan.compute_crossbars - (result.dense_plan.compute_crossbars - target)) <= 1
+    for mask in result.masks.values():
+        assert bool(mask.any(dim=1).all())
+    again = cp.prune(network, [images()], "18x8", "folded", **given)
+    assert all(bool((result.masks[n] == again.masks[n]).all()) for n in result.masks)
+
+
+@pytest.mark.parametrize("solver", list(NETWORK_SOLVERS))
+def test_what_does_not_fit_is_said(solver):
+    with pytest.raises(ConfigError, match="budget=global"):
+        cp.prune(trained(), [images()], "18x8", "folded", solver=solver)
+    with pytest.raises(ConfigError, match="reorder=none"):
+        cp.prune(
+            trained(), [images()], "18x8", "folded", solver=solver, budget="global",
+            reorder="tetris",
+        )  # fmt: skip
+
+
+def test_masks_do_not_depend_on_scores_scale():
+    network = trained()
+    plan, layouts = planned(network)
+    scores = {n: torch.rand(la.shape) for n, la in layouts.items()}
+    small = choose_masks({n: 1e-6 * s for n, s in scores.items()}, plan, layouts, 0.4)
+    large = choose_masks({n: 1e6 * s for n, s in scores.items()}, plan, layouts, 0.4)
+    assert all(bool((small[n] == large[n]).all()) for n in scores)
+
+
+def test_the_agent_is_never_worse_than_no_agent_on_what_it_is_judged_by():
+    network, x = trained(), images()
+    plan, layouts = planned(network)
+    users = users_of(plan, layouts)
+    weights = {n: network.get_submodule(n).weight.clone() for n in layouts}
+
+    def divergence(masks):
+        pruned = trained()
+        with torch.no_grad(), own_statistics(pruned), own_statistics(network):
+            for name, mask in masks.items():
+                weight = pruned.get_submodule(name).weight
+                weight.masked_fill_(~layouts[name].expand_like(mask, weight), 0.0)
+            now, before = pruned(x).log_softmax(1), network(x).log_softmax(1)
+        return float(F.kl_div(now, before, log_target=True, reduction="batchmean"))
+
+    found = graph_rl_masks(
+        network, plan, layouts, users, 0.4, [x], torch.Generator().manual_seed(0)
+    )
+    slopes = group_slopes(network, layouts, users, weights, [x], torch.Generator().manual_seed(0))
+    worth = {n: slopes[n].double().square().mean(0).view(la.shape) for n, la in layouts.items()}
+    assert divergence(found) <= divergence(choose_masks(worth, plan, layouts, 0.4))
+
+
+def test_batch_norms_keep_their_statistics():
+    network = trained()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    with own_statistics(network):
+        network(images())
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+    assert not network.norm.training
+
+
+def test_nodes_see_their_own_layer_and_the_next():
+    assert joined([1, 2, 1]).int().tolist() == [
+        [1, 1, 1, 0],
+        [1, 1, 1, 1],
+        [1, 1, 1, 1],
+        [0, 1, 1, 1],
+    ]
