@@ -19,7 +19,7 @@ from crosspruner.sparsity.groups import GRAINS
 from crosspruner.training.on_device import DeviceSettings
 from crosspruner.training.settings import TrainingSettings
 
-PROCEDURES = ("per_step", "layerwise", "mask_sparsity", "group_lasso")
+PROCEDURES = ("per_step", "layerwise", "mask_sparsity", "group_lasso", "both")
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,8 @@ class ProcedureSettings:
         positions: output positions drawn per image; None = all (layerwise).
         strength: of the penalty on groups, above 0 (mask_sparsity, group_lasso, which read the
             keys of layerwise as well).
+        first: share of the removals that comes at once, between 0 and 1 (both, which reads the keys
+            of layerwise as well).
     """
 
     name: str = "per_step"
@@ -49,6 +51,7 @@ class ProcedureSettings:
     damping: float = 0.01
     positions: int | None = 128
     strength: float = 0.01
+    first: float = 0.7
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,7 @@ from crosspruner.job import (
     share_cores,
 )
 from crosspruner.judging import check_device, judge, judge_on_device
+from crosspruner.pruning.both_callback import BothPruning
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.device_noise import DeviceNoise
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
@@ -260,6 +261,14 @@ def _pruning(settings: RunSettings) -> PruningCallback:
         *(settings.solver.name, settings.reorder, procedure.refit),
         *(procedure.damping, procedure.positions),
     )
+    if procedure.name == "both":
+        return BothPruning(
+            settings=settings.solver,
+            layerwise=layerwise,
+            first=procedure.first,
+            calibration_images=procedure.calibration_images,
+            **shared,
+        )
     shared |= {"settings": layerwise, "calibration_images": procedure.calibration_images}
     if procedure.name == "layerwise":
         return LayerwisePruning(**shared)

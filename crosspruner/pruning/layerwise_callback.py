@@ -107,9 +107,9 @@ class LayerwisePruning(PruningCallback):
         assert self.dense_plan is not None
         network = self.network(pl_module)
         batches = read_batches(self._calibration(trainer), network)
-        pruned_copy = _bare_copy(network)
+        pruned_copy = bare_copy(network)
         result = prune_network(
-            *(pruned_copy, _bare_copy(network), self.dense_plan, self.layouts, self.ratio),
+            *(pruned_copy, bare_copy(network), self.dense_plan, self.layouts, self.ratio),
             *(batches, self.settings, self.how, self.generator),
             evaluate=lambda net: validation_accuracy(net, trainer, pl_module.device),
         )
@@ -121,13 +121,7 @@ class LayerwisePruning(PruningCallback):
     def _calibration(self, trainer: pl.Trainer) -> Iterable[Any]:
         if self.calibration is not None:
             return self.calibration
-        datamodule: Any = getattr(trainer, "datamodule", None)
-        if hasattr(datamodule, "calibration_batches"):
-            return datamodule.calibration_batches(self.calibration_images)
-        loader = trainer.train_dataloader
-        assert loader is not None
-        size = getattr(loader, "batch_size", None) or 1
-        return islice(loader, -(-self.calibration_images // size))
+        return calibration_batches(trainer, self.calibration_images)
 
     def extra_state(self) -> dict[str, Any]:
         orders = {n: layer.layout.input_order for n, layer in self.layers.items()}
@@ -136,6 +130,17 @@ class LayerwisePruning(PruningCallback):
     def restore_extra(self, saved: dict[str, Any]) -> None:
         for name, order in saved["orders"].items():
             self.layers[name].reorder(order)
+
+
+def calibration_batches(trainer: pl.Trainer, images: int) -> Iterable[Any]:
+    """Batches of the trainer's datamodule (`calibration_batches`), or the first training ones."""
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if hasattr(datamodule, "calibration_batches"):
+        return datamodule.calibration_batches(images)
+    loader = trainer.train_dataloader
+    assert loader is not None
+    size = getattr(loader, "batch_size", None) or 1
+    return islice(loader, -(-images // size))
 
 
 @torch.no_grad()
@@ -159,7 +164,7 @@ def validation_accuracy(network: nn.Module, trainer: pl.Trainer, device: torch.d
     return float(seen[0] / seen[1])
 
 
-def _bare_copy(network: nn.Module) -> Any:
+def bare_copy(network: nn.Module) -> Any:
     """A copy without the trainer that a LightningModule holds on to."""
     trainer = getattr(network, "_trainer", None)
     return copy.deepcopy(network, {id(trainer): None} if trainer is not None else {})

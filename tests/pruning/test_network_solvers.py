@@ -124,7 +124,7 @@ def test_second_order_sees_what_the_diagonal_does_not():
     assert _descend(*given, steps=20, ridge=0.01)[name].tolist() == [[False, False, True, True]]
 
 
-@pytest.mark.parametrize("grain", ["column", "crossbar"])
+@pytest.mark.parametrize("grain", ["column", pytest.param("crossbar", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("solver", list(NETWORK_SOLVERS))
 def test_every_solver_meets_the_budget_and_leaves_the_network_alone(solver, grain):
     network = trained()
@@ -161,6 +161,7 @@ def test_masks_do_not_depend_on_scores_scale():
     assert all(bool((small[n] == large[n]).all()) for n in scores)
 
 
+@pytest.mark.slow
 def test_the_agent_is_never_worse_than_no_agent_on_what_it_is_judged_by():
     network, x = trained(), images()
     plan, layouts = planned(network)
