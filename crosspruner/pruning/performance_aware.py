@@ -24,6 +24,9 @@ from crosspruner.solver.multiple_choice import choose_levels
 from crosspruner.sparsity import GroupLayout, project
 from crosspruner.sparsity.staircase import edge_mask, profile
 
+IMAGES = 128
+"""Calibration images that each step is measured on."""
+
 
 @torch.no_grad()
 def performance_aware_masks(
@@ -52,7 +55,8 @@ def performance_aware_masks(
     unit, blocks, most = units_of(layouts)
     modules = dict(network.named_modules())
     scores = {n: _norms(modules[n], layout) for n, layout in layouts.items()}
-    before = [forward(network, images).float().log_softmax(1) for images in batches]
+    seen = torch.cat(list(batches))[:IMAGES].split(len(batches[0]))
+    before = [forward(network, images).float().log_softmax(1) for images in seen]
     edges, losses = [], []
     for name, layout in layouts.items():
         steps = torch.linspace(layout.blocks, layout.fewest_blocks, levels).round().long().unique()
@@ -61,7 +65,7 @@ def performance_aware_masks(
             torch.tensor(
                 [
                     _loss_alone(network, modules[name], scores[name], int(b), layout,
-                                batches, before)
+                                seen, before)
                     for b in steps
                 ]
             )
