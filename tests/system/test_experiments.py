@@ -2,10 +2,10 @@
 
 import json
 
+import numpy as np
 import pytest
-import torch
 from hydra import compose, initialize_config_dir
-from torchvision.io import write_jpeg
+from PIL import Image
 
 from crosspruner.config import run_settings
 
@@ -51,13 +51,13 @@ def test_a_method_is_a_valid_choice_on_its_own_and_in_an_experiment(method):
 def imagenet(tmp_path_factory):
     """A folder of the shape of ImageNet: train and val, a folder a class, JPEG files."""
     folder = tmp_path_factory.mktemp("imagenet")
-    generator = torch.Generator().manual_seed(0)
+    generator = np.random.default_rng(0)
     for split, images in (("train", 6), ("val", 2)):
         for label in ("n01440764", "n01443537"):
             (folder / split / label).mkdir(parents=True)
             for i in range(images):
-                pixels = torch.randint(0, 256, (3, 240, 260), generator=generator)
-                write_jpeg(pixels.byte(), str(folder / split / label / f"{label}_{i}.JPEG"))
+                pixels = generator.integers(0, 256, (240, 260, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / f"{label}_{i}.JPEG")
     return folder
 
 
