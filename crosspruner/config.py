@@ -50,7 +50,7 @@ class ProcedureSettings:
     refit: bool = True
     damping: float = 0.01
     positions: int | None = 128
-    strength: float = 0.01
+    strength: float = 3.0
     first: float = 0.7
 
 

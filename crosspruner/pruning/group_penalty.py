@@ -1,9 +1,13 @@
-"""The gradient of a penalty on the norms of groups: what pulls whole groups to zero.
+"""The proximal step of a penalty on the norms of groups: what pulls whole groups to zero.
 
-    penalty = strength * sum over the groups of sqrt(weights of the group) * |W_g|
+    penalty = sum over the groups of sqrt(weights of the group) * |W_g|
+
+After a step of size a on it, |W_g| is smaller by a * sqrt(n_g), and exactly zero where it was not
+larger: the root mean square of the group's weights has lost a.
 
 Source: group lasso (Yuan and Lin 2006), on the filters and channels of a network Wen et al. 2016;
-on crossbar groups here.
+on crossbar groups here. The proximal step in place of a subgradient is our reading: it does not
+depend on learning rate and momentum.
 """
 
 import torch
@@ -13,21 +17,18 @@ from crosspruner.pruning.masked_layer import MaskedLayer
 
 
 @torch.no_grad()
-def penalty_gradient(layer: MaskedLayer, penalised: Tensor, strength: float) -> Tensor:
-    """d penalty / dW, in the shape of the weight.
+def shrink(layer: MaskedLayer, penalised: Tensor, amount: float) -> None:
+    """Take a proximal step, in place.
 
     Args:
         layer: whose groups are penalised.
-        penalised: (U, P) bool, the groups that are; the others get zeros.
-        strength: >= 0.
-
-    Returns:
-        strength * sqrt(n_g) * W / |W_g| in group g; zero where |W_g| is (a subgradient).
+        penalised: (U, P) bool, the groups that are; the others stay as they are.
+        amount: what the root mean square of a group's weights loses, >= 0.
     """
-    weight, layout = layer.weight.detach(), layer.layout
+    weight, layout = layer.weight, layer.layout
     norms = layout.sum_by_group(weight.float().square()).sqrt()
     sizes = layout.sum_by_group(torch.ones_like(weight, dtype=torch.float32))
     tiny = torch.finfo(norms.dtype).tiny
-    factor = strength * sizes.sqrt() / norms.clamp(min=tiny)
-    factor = torch.where(penalised.to(norms.device) & (norms > tiny), factor, 0.0)
-    return (layout.expand_like(factor, weight) * weight).to(weight.dtype)
+    factor = (1 - amount * sizes.sqrt() / norms.clamp(min=tiny)).clamp(min=0)
+    factor = torch.where(penalised.to(norms.device), factor, 1.0)
+    weight.mul_(layout.expand_like(factor, weight).to(weight.dtype))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar
-from crosspruner.pruning.group_penalty import penalty_gradient
+from crosspruner.pruning.group_penalty import shrink
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 
@@ -26,13 +26,12 @@ class PenalisedPruning(LayerwisePruning):
     layer-wise procedure chooses on what the penalty has left, by `settings.solver` and with
     `settings.refit` or without.
 
-    The penalty's strength rises from zero to `strength` over the first half of the phase.
+    Each step of the phase is followed by a proximal step on the penalty, of the same size.
 
     Args:
         penalise: one of PENALISED.
-        strength: of the penalty per square root of a group's weights, > 0. A step takes about
-            learning rate * strength / (1 - momentum) from the root mean square of a group's
-            weights.
+        strength: of the penalty, > 0: how many times the phase would take the weights of a layer,
+            by their root mean square when it begins, if nothing held them.
         schedule: its prune phase is the phase of the penalty, above 0 epochs.
         crossbar, given: what `LayerwisePruning` takes.
 
@@ -51,7 +50,7 @@ class PenalisedPruning(LayerwisePruning):
         crossbar: Crossbar | str,
         *,
         penalise: str = "removed",
-        strength: float = 0.01,
+        strength: float = 3.0,
         schedule: PruningSchedule | None = None,
         **given: Any,
     ) -> None:
@@ -67,6 +66,7 @@ class PenalisedPruning(LayerwisePruning):
         self.penalise = penalise
         self.strength = strength
         self.chosen: dict[str, Tensor] = {}
+        self.scales: dict[str, float] = {}
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -98,6 +98,10 @@ class PenalisedPruning(LayerwisePruning):
         self.freeze()
 
     def _choose(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.scales = {
+            name: float(layer.weight.detach().float().square().mean().sqrt())
+            for name, layer in self.layers.items()
+        }
         if self.penalise == "all":
             self.chosen = {n: torch.zeros_like(m) for n, m in self.masks.items()}
             return
@@ -107,21 +111,19 @@ class PenalisedPruning(LayerwisePruning):
         self.layouts = result.layouts
         self.chosen = result.masks
 
-    def before_step(self, step: int) -> None:
-        super().before_step(step)
-        if self.frozen or not self.chosen or self.phase_at(step) is not Phase.PRUNE:
-            return
-        start, stop = self.schedule.boundaries(self.total_steps)
-        strength = self.strength * min(1.0, 2 * (step + 1 - start) / (stop - start))
-        for name, layer in self.layers.items():
-            gradient = layer.weight.grad
-            if gradient is not None:
-                gradient += penalty_gradient(layer, ~self.chosen[name], strength)
+    def after_batch(self, step: int) -> bool:
+        stepped = super().after_batch(step)
+        if stepped and not self.frozen and self.chosen and self.phase_at(step - 1) is Phase.PRUNE:
+            start, stop = self.schedule.boundaries(self.total_steps)
+            for name, layer in self.layers.items():
+                amount = self.strength * self.scales[name] / (stop - start)
+                shrink(layer, ~self.chosen[name], amount)
+        return stepped
 
     def extra_state(self) -> dict[str, Any]:
-        return {**super().extra_state(), "chosen": dict(self.chosen)}
+        return {**super().extra_state(), "chosen": dict(self.chosen), "scales": self.scales}
 
     def restore_extra(self, saved: dict[str, Any]) -> None:
         super().restore_extra(saved)
         self.layouts = {name: layer.layout for name, layer in self.layers.items()}
-        self.chosen = saved["chosen"]
+        self.chosen, self.scales = saved["chosen"], saved["scales"]

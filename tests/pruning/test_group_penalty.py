@@ -1,9 +1,9 @@
-"""The gradient of the group penalty, by hand and by autograd."""
+"""The proximal step of the group penalty, by hand and against the penalty it belongs to."""
 
 import torch
 from torch import nn
 
-from crosspruner.pruning.group_penalty import penalty_gradient
+from crosspruner.pruning.group_penalty import shrink
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.sparsity import GroupLayout
 
@@ -16,24 +16,32 @@ def layer(weight, grain="column", kin=2, kout=1):
 
 
 def test_by_hand():
-    # one output, groups (3, 4) and (0, 0) and (5, 12): norms 5, 0, 13; two weights each
-    masked = layer(torch.tensor([[3.0, 4.0, 0.0, 0.0, 5.0, 12.0]]))
-    penalised = torch.tensor([[True, True, False]])
-    found = penalty_gradient(masked, penalised, 0.5)
-    root = 2**0.5
-    expected = torch.tensor([[0.3 * root, 0.4 * root, 0.0, 0.0, 0.0, 0.0]])
-    torch.testing.assert_close(found, expected)
+    # one output, groups (3, 4), (0.1, 0.1), (0, 0), (5, 12); the last one is not penalised
+    masked = layer(torch.tensor([[3.0, 4.0, 0.1, 0.1, 0.0, 0.0, 5.0, 12.0]]))
+    shrink(masked, torch.tensor([[True, True, True, False]]), 2.5 / 2**0.5)
+    # norms 5 - 2.5, and below zero: gone
+    expected = torch.tensor([[1.5, 2.0, 0.0, 0.0, 0.0, 0.0, 5.0, 12.0]])
+    torch.testing.assert_close(masked.weight.detach(), expected)
 
 
-def test_equals_autograd_at_both_grains():
+def test_it_is_the_minimum_of_the_penalty_and_the_distance():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 7, generator=generator)  # last input group and last output group short
     for grain in ("column", "crossbar"):
         masked = layer(weight, grain, kin=3, kout=2)
         layout = masked.layout
         penalised = torch.rand(layout.shape, generator=generator) < 0.5
-        free = weight.clone().requires_grad_()
-        norms = layout.sum_by_group(free.square()).sqrt()
         sizes = layout.sum_by_group(torch.ones_like(weight)).sqrt()
-        (0.3 * (norms * sizes)[penalised].sum()).backward()
-        torch.testing.assert_close(penalty_gradient(masked, penalised, 0.3), free.grad)
+
+        def cost(found, layout=layout, penalised=penalised, sizes=sizes):
+            norms = layout.sum_by_group(found.square()).sqrt()
+            return float(
+                (found - weight).square().sum() / 2 + 0.6 * (norms * sizes)[penalised].sum()
+            )
+
+        shrink(masked, penalised, 0.6)
+        best = masked.weight.detach().clone()
+        for _ in range(50):
+            other = best + 0.05 * torch.randn(best.shape, generator=generator)
+            assert cost(best) < cost(other)
+        assert bool((best == 0).any())
