@@ -9,7 +9,7 @@ from crosspruner.hardware.mapping import LayerGeometry, Tiling, ceil_div
 def reduction_crossbars(tiling: Tiling, crossbar: Crossbar, fan_in: Tensor) -> int:
     """Crossbars that add up the partial outputs of one layer.
 
-    A reduction crossbar stacks F = floor(R / V) vectors of V = kout * h * w partial outputs on its
+    A reduction crossbar stacks F = floor(R / V) vectors of V = kout * h * w (times the bundle) partial outputs on its
     rows and adds them, so p partial sums take ceil((p - 1) / (F - 1)) of them per output group and
     slice.
 
@@ -21,12 +21,12 @@ def reduction_crossbars(tiling: Tiling, crossbar: Crossbar, fan_in: Tensor) -> i
     Args:
         tiling: the layer's tiling.
         crossbar: the array.
-        fan_in: (G * Q,) int64, input groups that each output group adds up.
+        fan_in: (G / bundle * Q,) int64, input groups that each output group adds up.
 
     Returns:
         The count, over all output groups and slices.
     """
-    length = tiling.kout * tiling.window[0] * tiling.window[1]
+    length = tiling.kout * tiling.bundle * tiling.window[0] * tiling.window[1]
     pieces = ceil_div(length, max(crossbar.rows // 2, 1))
     vectors = max(crossbar.rows // ceil_div(length, pieces), 2)
     additions = (fan_in * tiling.row_splits - 1).clamp(min=0)

@@ -81,20 +81,21 @@ def map_cells(layer: LayerPlan) -> CellMap:
     fms = layer.input_table[packing.block_input][:, :, None, None, None]
     outs = packing.block_outputs[:, None, None, None, :]
     block = torch.arange(len(packing))[:, None, None, None, None]
-    fm = torch.arange(layer.kin)[:, None, None, None]
+    local = layer.local_inputs(fms, outs)  # off the diagonal of a bundle: no weight
+    fm = torch.arange(fms.shape[1])[:, None, None, None]
     tap_v = torch.arange(geometry.kernel[0])[:, None, None]
     tap_h = torch.arange(geometry.kernel[1])[:, None]
-    place = torch.arange(layer.kout)
-    there = (fms >= 0) & (outs >= 0) & (part >= 0)[:, None, None] & (slice_h >= 0)[:, None]
+    place = torch.arange(outs.shape[-1])
+    there = (local < geometry.group_inputs) & (part >= 0)[:, None, None] & (slice_h >= 0)[:, None]
 
     # As execute_layer lays them out: rows by FM, then down, then across; columns by output FM, then
     # by output of the window; crossbars by kernel row, slice, block, piece of a long FM.
     row = (fm * tall_rows + row_v[tap_v]) * broad_rows + row_h[tap_h]
-    splits = ceil_div(layer.kin * tall_rows * broad_rows, limit)
+    splits = ceil_div(fms.shape[1] * tall_rows * broad_rows, limit)
     copy = part[tap_v] * tall * broad + slice_v[tap_v] * broad + slice_h[tap_h]
     number = (copy * len(packing) + block) * splits + row // limit
     column = place * outputs + output_v[tap_v] * across.taps.shape[3] + output_h[tap_h]
-    flat = (outs * geometry.group_inputs + fms % geometry.group_inputs) * geometry.kernel[0]
+    flat = (outs * geometry.group_inputs + local) * geometry.kernel[0]
     flat = (flat + tap_v) * geometry.kernel[1] + tap_h
     flat, number, row, column = (
         t.expand(there.shape)[there] for t in (flat, number, row % limit, column)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from math import prod
 
@@ -10,8 +11,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from crosspruner.errors import ConfigError
+from crosspruner.hardware.attention import layer_name
+from crosspruner.hardware.calls import Call, WeightCalls, owner_of
 from crosspruner.hardware.device import Device
-from crosspruner.hardware.effective import layers_on_device, weight_name
+from crosspruner.hardware.effective import holds_weight, layers_on_device, weight_name
 from crosspruner.hardware.integer import quantise
 from crosspruner.hardware.nonideal import OnDevice
 from crosspruner.hardware.plan import Plan
@@ -65,7 +68,8 @@ def chip_accuracy(
         raise ConfigError(f"copies={copies}: choose one of {', '.join(COPIES)}.")
     if not batches:
         raise ConfigError("there are no images to measure the accuracy on: give some batches.")
-    by_array = copies == "own" or needs_arrays(plan, device)
+    held = all(holds_weight(layer, model) for layer in plan.layers)
+    by_array = copies == "own" or not held or needs_arrays(plan, device)
     random = device.is_random or device.read_noise > 0
     chips = list(seeds) if random else list(seeds)[:1]
     with _evaluation(model), torch.no_grad():
@@ -122,7 +126,7 @@ def _by_weights(
     ):
         for first in range(0, len(seeds), _AT_ONCE):
             some = seeds[first : first + _AT_ONCE]
-            drawn = {weight_name(name): layer.on(device, some) for name, layer in layers.items()}
+            drawn = {weight_name(name, model): layer.on(device, some) for name, layer in layers.items()}
             # One chip after the other: vmap turns the chips of a convolution into groups, which
             # measured 1.8 (float32) and 3.4 (bfloat16) times slower on a CPU.
             for i in range(len(some)):
@@ -143,19 +147,22 @@ def _accuracy(network: Callable[[Tensor], Tensor], batches: Sequence[Batch]) -> 
 def _inputs_of(plan: Plan, model: nn.Module, bits: int | None) -> Iterator[None]:
     """The planned layers see their inputs in so many bits, one scale per layer and call."""
 
-    def limit(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        assert bits is not None
-        x = inputs[0]
-        whole, scale = quantise(x, bits, signed=bool((x < 0).any()))
-        return ((whole * scale).to(x.dtype), *inputs[1:])
-
-    names = [*(layer.name for layer in plan.layers), *plan.shared] if bits is not None else []
-    hooks = [model.get_submodule(name).register_forward_pre_hook(limit) for name in names]
-    try:
+    if bits is None:
         yield
-    finally:
-        for hook in hooks:
-            hook.remove()
+        return
+    names = {layer.name for layer in plan.layers} | set(plan.shared)
+    modules = {m: name for name, m in model.named_modules() if name in names}
+    owners = {id(p): layer_name(name) for name, p in model.named_parameters()}
+
+    def limited(call: Call, running: nn.Module | None) -> Tensor:
+        if owner_of(call, running, modules, owners) not in names:
+            return call.compute()
+        whole, scale = quantise(call.x, bits, signed=bool((call.x < 0).any()))
+        return replace(call, x=(whole * scale).to(call.x.dtype)).compute()
+
+    calls = WeightCalls(limited)
+    with calls.watching(modules):
+        yield
 
 
 @contextmanager

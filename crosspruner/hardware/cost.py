@@ -189,7 +189,7 @@ def _reads(layer: LayerPlan, units: UnitCosts) -> int:
 def _read_ns(layer: LayerPlan, units: UnitCosts) -> float:
     """One read: the array settles, then each ADC converts its share of the columns in use."""
     window = math.prod(layer.tiling.window)
-    used = layer.kout * window * layer.crossbar.cells_per_weight
+    used = layer.kout * layer.bundle * window * layer.crossbar.cells_per_weight
     adcs = ceil_div(layer.crossbar.cols, units.columns_per_adc)
     return units.read_ns + ceil_div(used, adcs) * units.adc_ns
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
+from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.cell_map import CellMap, cell_number, map_cells
 from crosspruner.hardware.cells import check_cells, conductances, store
 from crosspruner.hardware.device import Device
@@ -97,14 +98,23 @@ def device_weights(
         ConfigError: the device has effects that no weight can stand for, or does not fit the cells.
     """
     return {
-        weight_name(name): weights.on(device, seeds)
+        weight_name(name, model): weights.on(device, seeds)
         for name, weights in layers_on_device(plan, model, device).items()
     }
 
 
-def weight_name(layer: str) -> str:
+def weight_name(layer: str, model: nn.Module) -> str:
     """The parameter of a layer's weight; the network may be that layer itself."""
-    return f"{layer}.weight" if layer else "weight"
+    names = (f"{layer}.weight" if layer else "weight", f"{layer}_weight", layer)
+    known = dict(model.named_parameters(remove_duplicate=False))
+    return next((name for name in names if name in known), names[0])
+
+
+def holds_weight(layer: LayerPlan, model: nn.Module) -> bool:
+    """Whether a layer's weight is a parameter of the matrix's own shape."""
+    shape = getattr(layer_module(model, layer.name), "weight", torch.empty(0)).shape
+    rows = (layer.geometry.out_channels, layer.geometry.group_inputs)
+    return layer.weight_form == "plain" and tuple(shape[:2]) == rows and len(shape) <= 4
 
 
 def layers_on_device(plan: Plan, model: nn.Module, device: Device) -> dict[str, DeviceWeights]:
@@ -122,7 +132,12 @@ def layers_on_device(plan: Plan, model: nn.Module, device: Device) -> dict[str, 
     found = {}
     for layer in plan.layers:
         check_cells(device, layer.crossbar)
-        weight = model.get_submodule(layer.name).weight
+        if not holds_weight(layer, model):
+            raise ConfigError(
+                f"{layer.name}: its weight is no plain parameter in the shape of its matrix. Run "
+                "simulate(plan, model, x, OnDevice(device, seed)) instead."
+            )
+        weight = layer_module(model, layer.name).weight
         assert isinstance(weight, Tensor)
         found[layer.name] = DeviceWeights(layer, weight)
     return found

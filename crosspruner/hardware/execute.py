@@ -57,14 +57,15 @@ def execute_layer(
     geometry = layer.geometry if geometry is None else geometry
     down, across = axes(geometry, layer.tiling)
     _check_fits(layer, geometry, down, across)
-    packing, kout = layer.packing, layer.kout
+    packing = layer.packing
     table, owner = layer.input_table.to(x.device), packing.block_input.to(x.device)
     columns = packing.block_outputs.to(x.device)
+    kout = columns.shape[1]
     parts, tall, tall_phases, tall_rows = down.reads.shape
     _, broad, broad_phases, broad_rows = across.reads.shape
     window = (down.taps.shape[3], across.taps.shape[3])
     batch, slices, outputs = x.shape[0], tall * broad, window[0] * window[1]
-    phases, rows = batch * tall_phases * broad_phases, layer.kin * tall_rows * broad_rows
+    phases, rows = batch * tall_phases * broad_phases, table.shape[1] * tall_rows * broad_rows
     cost = rows * (phases + kout * outputs) + phases * kout * outputs
 
     # One more FM, row, column and tap: the zeros that "none" points at.
@@ -79,12 +80,13 @@ def execute_layer(
             for blocks in _chunks(len(packing), cost * len(read)):
                 group, out = owner[blocks], columns[blocks]
                 fms = table[group]
-                local = _or_none(fms, fms % geometry.group_inputs, geometry.group_inputs)
+                # Cells off the diagonal of a bundle of conv groups hold the zero.
+                local = layer.local_inputs(fms[:, :, None], out[:, None, :])
                 fms = _or_none(fms, fms, geometry.in_channels)
                 out = _or_none(out, out, geometry.out_channels)
                 # (block, slice, phase, row) and (block, slice, row, column)
                 driven = seen[fms].permute(0, 2, 3, 1, 4).flatten(3)
-                cells = kernel[out[:, None, :], local[:, :, None]][..., tap.flatten()]
+                cells = kernel[out[:, None, :], local][..., tap.flatten()]
                 cells = cells.view(*cells.shape[:3], *tap.shape).permute(0, 3, 1, 4, 2, 5)
                 cells = cells.flatten(4).flatten(2, 3)
                 copy = part * slices + torch.arange(some.start, some.stop)

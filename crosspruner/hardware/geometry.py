@@ -7,7 +7,9 @@ from dataclasses import dataclass
 class LayerGeometry:
     """The shapes of one layer, everything that its crossbar count depends on.
 
-    Pairs are (height, width). A linear layer is a 1x1 convolution of one position.
+    Pairs are (height, width). A linear layer is a 1x1 convolution of one position. A Conv1d runs
+    down the height. A Conv3d is a Conv2d over (channel, kernel depth) pairs, called once per output
+    depth; a ConvTranspose2d is a Conv2d of stride 1 over an input with zeros in between.
     """
 
     name: str
@@ -15,13 +17,15 @@ class LayerGeometry:
     kind: str
     """"conv" or "linear"."""
     in_channels: int
-    """Input FMs (linear: input features), all conv groups together."""
+    """Input FMs (linear: input features; Conv3d: channels times kernel depth), all conv groups
+    together."""
     out_channels: int
     """Output FMs, all conv groups together."""
     kernel: tuple[int, int] = (1, 1)
     stride: tuple[int, int] = (1, 1)
     padding: tuple[int, int] = (0, 0)
-    """Zeros above and to the left; those below and to the right follow from `out_size`."""
+    """Zeros above and to the left (negative: what is cut off there); those below and to the right
+    follow from `out_size`."""
     dilation: tuple[int, int] = (1, 1)
     conv_groups: int = 1
     """`groups` of the convolution: that many separate unrolled kernel matrices."""
@@ -30,6 +34,9 @@ class LayerGeometry:
     out_size: tuple[int, int] = (1, 1)
     calls: int = 1
     """Times the layer is applied per image (a shared module; a linear layer over tokens)."""
+    sections: int = 1
+    """Equal runs of outputs that an output group never crosses: 3 for a fused query-key-value
+    projection (three matrices of the same inputs), times the heads where heads are respected."""
 
     @property
     def group_inputs(self) -> int:

@@ -34,6 +34,8 @@ class LayerPlan:
     """(G, Cin / G) int64: the FM, numbered within its conv group, at each place; None = as is."""
     output_order: Tensor | None = None
     """(G, Cout / G) int64: likewise for outputs."""
+    weight_form: str = "plain"
+    """How the layer comes by its weight, see `matrix.weight_form`."""
 
     @property
     def name(self) -> str:
@@ -71,6 +73,16 @@ class LayerPlan:
         return self.geometry.conv_groups
 
     @property
+    def bundle(self) -> int:
+        """Conv groups that share a crossbar block-diagonally; 1 = each has its own."""
+        return self.tiling.bundle
+
+    @property
+    def lanes(self) -> int:
+        """Runs of outputs within which columns may share crossbars: G / bundle * sections."""
+        return self.conv_groups // self.bundle * self.geometry.sections
+
+    @property
     def slices(self) -> int:
         """Copies of each block for other parts of the FM."""
         return self.tiling.slices
@@ -89,7 +101,7 @@ class LayerPlan:
     def mask_shape(self) -> tuple[int, int]:
         """(units, P) that a mask of this layer must have at its grain."""
         units = {
-            "crossbar": self.conv_groups * self.output_groups,
+            "crossbar": self.conv_groups // self.bundle * self.output_groups,
             "column": self.geometry.out_channels,
         }
         return units[self.grain], self.input_groups
@@ -106,26 +118,34 @@ class LayerPlan:
 
     @property
     def input_table(self) -> Tensor:
-        """(G * P, kin) int64: the FMs on the rows of each input group, padded with -1."""
-        return output_table(self.input_fms, self.kin)
+        """(G / bundle * P, bundle * kin) int64: the FMs on the rows of each input group; -1 = none."""
+        return output_table(self.input_fms, self.kin, self.bundle)
+
+    @property
+    def output_groups_table(self) -> Tensor:
+        """(G / bundle * Q, bundle * kout) int64: the outputs of each output group; -1 = none."""
+        return output_table(self.output_fms, self.kout, self.bundle, self.geometry.sections)
 
     @cached_property
     def packing(self) -> Packing:
         """The physical blocks: which input group drives each, what each column adds into."""
-        return pack(self.mask, self.grain, self.input_groups, self.output_fms, self.kout)
+        return pack(
+            *(self.mask, self.grain, self.input_groups, self.output_fms, self.kout),
+            *(self.bundle, self.geometry.sections),
+        )
 
     @cached_property
     def compute_crossbars(self) -> int:
         """Crossbars that multiply by weights: blocks * slices * row_splits."""
         if self.mask is None:
             return self.dense_compute_crossbars
-        blocks = count_blocks(self.mask, self.grain, self.conv_groups, self.kout)
+        blocks = count_blocks(self.mask, self.grain, self.lanes, self.kout * self.bundle)
         return blocks * self.tiling.crossbars_per_block
 
     @property
     def dense_compute_crossbars(self) -> int:
-        """The same before pruning: G * P * Q * slices * row_splits."""
-        return self.conv_groups * self.tiling.blocks * self.tiling.crossbars_per_block
+        """The same before pruning: G / bundle * P * Q * slices * row_splits."""
+        return self.conv_groups // self.bundle * self.tiling.blocks * self.tiling.crossbars_per_block
 
     @cached_property
     def reduction_crossbars(self) -> int:
@@ -149,17 +169,17 @@ class LayerPlan:
 
     @property
     def fan_in(self) -> Tensor:
-        """(G * Q,) int64: input groups that an output group adds up.
+        """(G / bundle * Q,) int64: input groups that an output group adds up.
 
         Its outputs are added side by side, so the one with the largest fan-in decides.
         """
-        groups = self.conv_groups * self.output_groups
+        groups = self.conv_groups // self.bundle * self.output_groups
         if self.mask is None:
             return torch.full((groups,), self.input_groups)
         if self.grain == "crossbar":
             return self.mask.sum(1)
         each = torch.cat([self.mask.sum(1), torch.zeros(1, dtype=torch.int64)])
-        return each[output_table(self.output_fms, self.kout)].amax(1)
+        return each[self.output_groups_table].amax(1)
 
     @property
     def weights(self) -> int:
@@ -180,20 +200,36 @@ class LayerPlan:
         fms = _group_sizes(self.geometry.group_inputs, self.kin)
         kept = self.mask.long() @ fms
         if self.grain == "crossbar":
-            outputs = _group_sizes(self.geometry.group_outputs, self.kout)
-            kept = kept * outputs.repeat(self.conv_groups)
+            sections = self.geometry.sections
+            outputs = _group_sizes(self.geometry.group_outputs // sections, self.kout) * self.bundle
+            kept = kept * outputs.repeat(self.lanes)
         return int(kept.sum())
 
     @property
     def kept(self) -> Tensor:
         """(Cout, Cin / G) bool: pairs of an output and an input FM whose kernel is kept."""
         geometry, packing = self.geometry, self.packing
-        fms = self.input_table[packing.block_input]
-        fms = torch.where(fms >= 0, fms % geometry.group_inputs, geometry.group_inputs)
-        outs = packing.block_outputs  # -1 lands in the spare last row
+        outs = packing.block_outputs[:, :, None]  # -1 lands in the spare last row
+        fms = self.local_inputs(self.input_table[packing.block_input][:, None, :], outs)
         kept = torch.zeros(geometry.out_channels + 1, geometry.group_inputs + 1, dtype=torch.bool)
-        kept[outs[:, :, None], fms[:, None, :]] = True
+        kept[outs, fms] = True
         return kept[:-1, :-1]
+
+    def local_inputs(self, fms: Tensor, outs: Tensor) -> Tensor:
+        """Which weight of its output the cell of an input and an output FM holds.
+
+        Args:
+            fms: int64, input FMs numbered over all conv groups; -1 = none.
+            outs: int64, output FMs likewise; the two broadcast against each other.
+
+        Returns:
+            The input FM numbered within its conv group; Cin / G where the cell holds none: nothing
+            there, or two conv groups of a bundle meet.
+        """
+        geometry = self.geometry
+        none = geometry.group_inputs
+        same = fms // none == outs // geometry.group_outputs
+        return torch.where((fms >= 0) & (outs >= 0) & same, fms % none, none)
 
     @property
     def cells_used(self) -> int:
@@ -268,6 +304,8 @@ class LayerPlan:
             "out_fms": geometry.out_channels,
             "kernel": "x".join(map(str, geometry.kernel)),
             "conv_groups": self.conv_groups,
+            "bundle": self.bundle,
+            "sections": geometry.sections,
             "kin": self.kin,
             "kout": self.kout,
             "window": "x".join(map(str, self.tiling.window)),

@@ -8,9 +8,13 @@ column per output FM. A crossbar takes `kin` whole FMs of rows and `kout` output
 * unfolded: holds a banded copy of it for a patch of `h` x `w` outputs.
 
 Cuts are full tiles, then the rest: 513 inputs on 256 rows are 256 + 256 + 1.
+
+The matrices of a grouped convolution stand on crossbars of their own (`grouped="apart"`), or
+several of them on the diagonal of one (`grouped="block_diagonal"`): each conv group of the bundle
+then has rows and columns of its own there, and the cells off the diagonal hold nothing.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -52,6 +56,8 @@ class Tiling:
     mapping: str
     """folded, semifolded or unfolded."""
     kernel_rows: str = "all"
+    bundle: int = 1
+    """Conv groups that share a crossbar block-diagonally; a divisor of the conv groups."""
 
     @property
     def blocks(self) -> int:
@@ -62,6 +68,25 @@ class Tiling:
     def crossbars_per_block(self) -> int:
         """Crossbars that one (g, q) block stands for: slices * row_splits."""
         return self.slices * self.row_splits
+
+
+def with_tokens(geometry: LayerGeometry, spec: MappingSpec) -> LayerGeometry:
+    """A linear layer over a sequence, as rows of `spec.tokens` positions.
+
+    Positions of a sequence are what a linear layer folds over: one per phase. With w at once it is
+    a 1x1 convolution over rows of w, whose last row may be filled up with zeros: the weights are
+    there w times, and 1 / w of the phases are left.
+
+    Args:
+        geometry: a layer's; anything but a linear layer of several positions is returned as it is.
+        spec: the mapping; folded keeps one copy and so one position.
+    """
+    at_once = min(spec.tokens, geometry.calls)
+    if geometry.kind != "linear" or spec.name == "folded" or at_once == 1:
+        return geometry
+    row = (1, at_once)
+    calls = ceil_div(geometry.calls, at_once)
+    return replace(geometry, in_size=row, out_size=row, calls=calls)
 
 
 def choose_tiling(geometry: LayerGeometry, crossbar: Crossbar, spec: str | MappingSpec) -> Tiling:
@@ -96,11 +121,12 @@ def choose_tiling(geometry: LayerGeometry, crossbar: Crossbar, spec: str | Mappi
     elif spec.name == "semifolded":
         slices = _ceil(geometry.out_size[1], w)
 
+    section = geometry.group_outputs // geometry.sections
     split = int(fm_rows.min()) > crossbar.rows
     kin = (crossbar.rows // fm_rows).clamp(1, geometry.group_inputs)
     if given_kin is not None:
         kin = torch.full_like(kin, given_kin)
-    kout = (crossbar.weight_columns // (h * w)).clamp(max=geometry.group_outputs)
+    kout = (crossbar.weight_columns // (h * w)).clamp(max=section)
     if given_kout is not None:
         kout = torch.full_like(kout, given_kout)
     rows_fit = (kin == 1) if split else (kin * fm_rows <= crossbar.rows)
@@ -111,8 +137,15 @@ def choose_tiling(geometry: LayerGeometry, crossbar: Crossbar, spec: str | Mappi
 
     row_splits = parts * _ceil(fm_rows, crossbar.rows)
     input_groups = _ceil(geometry.group_inputs, kin)
-    output_groups = _ceil(geometry.group_outputs, kout)
+    output_groups = geometry.sections * _ceil(section, kout)
+    bundle = torch.ones_like(kin)
+    if spec.grouped == "block_diagonal":
+        side_by_side = torch.minimum(
+            crossbar.rows // (kin * fm_rows), crossbar.weight_columns // (kout * h * w)
+        )
+        bundle = _largest_divisor(geometry.conv_groups, side_by_side)
     crossbars = input_groups * output_groups * slices * row_splits
+    crossbars = crossbars * (geometry.conv_groups // bundle)
     order = torch.stack([crossbars, slices, -kin, -kout], 1)[fit].tolist()
     best = int(fit.nonzero()[min(range(len(order)), key=order.__getitem__)])
     return Tiling(
@@ -127,7 +160,14 @@ def choose_tiling(geometry: LayerGeometry, crossbar: Crossbar, spec: str | Mappi
         fm_rows=int(fm_rows[best]),
         mapping=spec.name,
         kernel_rows=spec.kernel_rows if spec.name != "folded" else "all",
+        bundle=int(bundle[best]),
     )
+
+
+def _largest_divisor(whole: int, most: Tensor) -> Tensor:
+    """The largest divisor of `whole` up to each of `most`, at least 1: all bundles are equal."""
+    divisors = torch.tensor([n for n in range(1, whole + 1) if whole % n == 0])
+    return divisors[torch.searchsorted(divisors, most.clamp(1, whole), right=True) - 1]
 
 
 def _windows(

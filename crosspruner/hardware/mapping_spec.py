@@ -8,6 +8,7 @@ from crosspruner.hardware.geometry import LayerGeometry
 
 MAPPINGS = ("folded", "semifolded", "unfolded")
 KERNEL_ROWS = ("all", "one")
+GROUPED = ("apart", "block_diagonal")
 PRESETS = ("liang2018",)
 
 
@@ -35,11 +36,25 @@ class MappingSpec:
     """`all` or `conv`: the layers that the model-wide `kin` and `kout` hold for."""
     differential: bool | None = None
     """True or False overrides the crossbar's `differential`; None keeps it."""
+    grouped: str = "apart"
+    """Grouped and depthwise convolutions. `apart`: a crossbar holds (part of) one conv group.
+    `block_diagonal`: as many whole conv groups as fit stand on the diagonal of one crossbar; their
+    number divides the conv groups."""
+    tokens: int = 1
+    """Semi-folded and unfolded: positions of a sequence that a linear layer handles at once, on
+    that many copies of its weights. 1: one after the other, as the design has it."""
+    heads: str = "ignored"
+    """`respected`: an output group never crosses the border between two attention heads in a fused
+    query-key-value projection. `ignored`: it never crosses from one of the three matrices to the
+    next, but heads may share a crossbar."""
 
     def __post_init__(self) -> None:
         _choice("mapping", self.name, MAPPINGS)
         _choice("mapping.kernel_rows", self.kernel_rows, KERNEL_ROWS)
         _choice("mapping.applies_to", self.applies_to, ("all", "conv"))
+        _choice("mapping.grouped", self.grouped, GROUPED)
+        _choice("mapping.heads", self.heads, ("ignored", "respected"))
+        _positive("mapping.tokens", self.tokens)
         _positive("mapping.kin", self.kin)
         _positive("mapping.kout", self.kout)
         layers = {}
@@ -93,7 +108,7 @@ class MappingSpec:
         kout = own.get("kout", self.kout if whole else None)
         return (
             None if kin is None else min(kin, geometry.group_inputs),
-            None if kout is None else min(kout, geometry.group_outputs),
+            None if kout is None else min(kout, geometry.group_outputs // geometry.sections),
         )
 
 

@@ -22,11 +22,11 @@ class Packing:
     """
 
     block_input: Tensor
-    """(N,) int64: global input group, conv_group * P + p, whose FMs drive the rows."""
+    """(N,) int64: global input group, conv_group (or bundle) * P + p, whose FMs drive the rows."""
     block_outputs: Tensor
-    """(N, Kout) int64: the output FM that each column adds into; -1 = the column is free."""
+    """(N, bundle * Kout) int64: the output FM that each column adds into; -1 = the column is free."""
     block_group: Tensor | None
-    """(N,) int64: global output group, conv_group * Q + q; None after recombination."""
+    """(N,) int64: global output group, conv_group (or bundle) * Q + q; None if recombined."""
 
     def __len__(self) -> int:
         return self.block_input.numel()
@@ -38,23 +38,29 @@ def pack(
     input_groups: int,
     output_order: Tensor,
     kout: int,
+    bundle: int = 1,
+    sections: int = 1,
 ) -> Packing:
     """Places the surviving blocks or columns of one layer on physical blocks.
 
     Args:
-        mask: bool, True = kept. Crossbar grain (G * Q, P), column grain (Cout, P); None = dense.
+        mask: bool, True = kept. Crossbar grain (G / bundle * Q, P), column grain (Cout, P); None =
+            dense.
         grain: "crossbar" or "column".
         input_groups: P of one conv group.
         output_order: (G, Cout / G) int64, the output FM (numbered over all conv groups) at each
             place; output group q holds places q * kout to (q + 1) * kout - 1.
-        kout: output FMs per crossbar.
+        kout: output FMs per crossbar, of one conv group.
+        bundle: conv groups that share a crossbar block-diagonally.
+        sections: runs of outputs within a conv group that never share a crossbar.
 
     Returns:
-        The packing. Columns of one input group fill its blocks in the order of their places.
+        The packing. Columns of one input group fill its blocks in the order of their places; those
+        of a bundle share blocks, whichever conv group they are of.
     """
-    groups = output_order.shape[0]
+    groups = output_order.shape[0] // bundle
     if mask is None or grain == "crossbar":
-        table = output_table(output_order, kout)
+        table = output_table(output_order, kout, bundle, sections)
         quantity = table.shape[0] // groups
         if mask is None:
             mask = torch.ones(groups * quantity, input_groups, dtype=torch.bool)
@@ -62,28 +68,32 @@ def pack(
         group = g * quantity + q
         return Packing(g * input_groups + p, table[group], group)
 
-    # Rank of each surviving column among those of its input group: rank // kout is its crossbar
-    # there, rank % kout its column.
-    kept = mask[output_order].transpose(1, 2)
+    # A lane is the outputs that may share crossbars. Rank of each surviving column among those of its
+    # lane and input group: rank // room is its crossbar there, rank % room its column.
+    lanes, room = output_order.reshape(groups * sections, -1), kout * bundle
+    kept = mask[lanes].transpose(1, 2)
     g, p, place = kept.nonzero().unbind(1)
     rank = (kept.cumsum(2) - 1)[g, p, place]
-    blocks = _ceil(kept.sum(2), kout).flatten()
+    blocks = _ceil(kept.sum(2), room).flatten()
     first = blocks.cumsum(0) - blocks
-    block = first[g * input_groups + p] + rank // kout
-    packed = torch.full((int(blocks.sum()), kout), -1)
-    packed[block, rank % kout] = output_order[g, place]
-    owner = torch.arange(groups * input_groups).repeat_interleave(blocks)
-    return Packing(owner, packed, None)
+    block = first[g * input_groups + p] + rank // room
+    packed = torch.full((int(blocks.sum()), room), -1)
+    packed[block, rank % room] = lanes[g, place]
+    lane_and_group = torch.arange(len(lanes) * input_groups).repeat_interleave(blocks)
+    lane, p = lane_and_group // input_groups, lane_and_group % input_groups
+    owner = lane // sections * input_groups + p
+    by_owner = owner.argsort(stable=True)
+    return Packing(owner[by_owner], packed[by_owner], None)
 
 
-def count_blocks(mask: Tensor, grain: str, conv_groups: int, kout: int) -> int:
+def count_blocks(mask: Tensor, grain: str, lanes: int, kout: int) -> int:
     """Physical blocks that `pack` would list, without listing them.
 
     Args:
-        mask: bool, (G * Q, P) at crossbar grain, (Cout, P) at column grain.
+        mask: bool, (G / bundle * Q, P) at crossbar grain, (Cout, P) at column grain.
         grain: "crossbar" or "column".
-        conv_groups: G.
-        kout: output FMs per crossbar.
+        lanes: runs of outputs that may share crossbars, all of one length: G / bundle * sections.
+        kout: output FMs per crossbar, all conv groups of a bundle together.
 
     Returns:
         Surviving blocks (crossbar grain), or the sum over input groups of
@@ -91,17 +101,25 @@ def count_blocks(mask: Tensor, grain: str, conv_groups: int, kout: int) -> int:
     """
     if grain == "crossbar":
         return int(mask.sum())
-    columns = mask.view(conv_groups, -1, mask.shape[1]).sum(1)
+    columns = mask.view(lanes, -1, mask.shape[1]).sum(1)
     return int(_ceil(columns, kout).sum())
 
 
-def output_table(output_order: Tensor, kout: int) -> Tensor:
-    """Cuts the ordered outputs into groups: (G * Q, kout) int64, padded with -1."""
+def output_table(output_order: Tensor, kout: int, bundle: int = 1, sections: int = 1) -> Tensor:
+    """Cuts ordered FMs into groups: (G / bundle * Q, bundle * kout) int64, padded with -1.
+
+    Args:
+        output_order: (G, FMs of a conv group) int64.
+        kout: FMs of one conv group per crossbar.
+        bundle: conv groups that share a crossbar: their q-th groups stand side by side.
+        sections: equal runs of FMs within a conv group, each cut for itself.
+    """
     groups, outputs = output_order.shape
-    quantity = -(-outputs // kout)
-    padded = output_order.new_full((groups, quantity * kout), -1)
-    padded[:, :outputs] = output_order
-    return padded.view(groups * quantity, kout)
+    quantity = -(-outputs // sections // kout)
+    padded = output_order.new_full((groups, sections, quantity * kout), -1)
+    padded[..., : outputs // sections] = output_order.reshape(groups, sections, -1)
+    side_by_side = padded.view(groups // bundle, bundle, sections * quantity, kout)
+    return side_by_side.transpose(1, 2).reshape(-1, bundle * kout)
 
 
 def _ceil(a: Tensor, b: int) -> Tensor:

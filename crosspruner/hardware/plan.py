@@ -1,6 +1,7 @@
 """The plan: which crossbars a model takes, layer by layer, dense or pruned."""
 
 import json
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
@@ -10,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError, PlanError
+from crosspruner.hardware.attention import sections_of
 from crosspruner.hardware.crossbar import Crossbar
 from crosspruner.hardware.layer_plan import LayerPlan
-from crosspruner.hardware.mapping import MappingSpec, choose_tiling
+from crosspruner.hardware.mapping import MappingSpec, choose_tiling, with_tokens
 from crosspruner.hardware.packing import GRAINS
-from crosspruner.hardware.plan_file import VERSION, read_layer, to_text, write_layer
-from crosspruner.hardware.trace import trace
+from crosspruner.hardware.plan_file import READABLE, VERSION, read_layer, to_text, write_layer
+from crosspruner.hardware.trace import Trace, trace
 
 if TYPE_CHECKING:
     from crosspruner.hardware.cost import Cost, UnitCosts
@@ -36,7 +38,7 @@ class Plan:
     shared: Mapping[str, str] = field(default_factory=dict)
     """Layers that use another one's weight and crossbars: {name: counted layer}."""
     not_mapped: Mapping[str, str] = field(default_factory=dict)
-    """Weight-bearing modules left out of the plan: {name: kind}."""
+    """What has weights and is left out of the plan: {module or parameter: kind}."""
 
     @property
     def compute_crossbars(self) -> int:
@@ -193,7 +195,7 @@ class Plan:
         Raises:
             PlanError: another version, a missing key, or counts that contradict the blocks.
         """
-        if data.get("version") != VERSION:
+        if data.get("version") not in READABLE:
             raise PlanError(
                 f"the plan has version {data.get('version')!r}, this crosspruner reads {VERSION}: "
                 "write it again with plan.save."
@@ -261,7 +263,10 @@ def plan_model(
     include: str | Iterable[str] | None = None,
     exclude: str | Iterable[str] | None = None,
 ) -> Plan:
-    """Plans every Conv2d and Linear of a model onto crossbars, unpruned.
+    """Plans every layer with a weight matrix onto crossbars, unpruned.
+
+    Conv1d, 2d and 3d, ConvTranspose1d and 2d, Linear, the projections of `nn.MultiheadAttention`,
+    and weights that functions use. What else has weights is named in `not_mapped`.
 
     Args:
         model: any module; it is not changed.
@@ -280,6 +285,10 @@ def plan_model(
         ConfigError: an unknown mapping or grain, or a pattern that no layer matches.
         MappingError: a layer does not fit with the given kin and kout.
         ModelError: the model does not run on that input shape.
+
+    Warns:
+        UserWarning: names layers that are counted but cannot be pruned, see
+            `weight_form.weight_form`.
     """
     spec = MappingSpec.of(mapping)
     crossbar = spec.crossbar(Crossbar.parse(crossbar))
@@ -289,17 +298,38 @@ def plan_model(
     _known(spec.layers or {}, names, "mapping.layers")
     included = set(names) if include is None else matching(include, names, "include")
     excluded = {names[0], names[-1]} if exclude is None else matching(exclude, names, "exclude")
-    layers = tuple(
-        LayerPlan(
-            geometry,
-            crossbar,
-            choose_tiling(geometry, crossbar, spec),
-            grain,
-            geometry.name in included - excluded,
-        )
-        for geometry in traced.geometries
+    _warn_of_computed(traced)
+    layers = []
+    for found in traced.geometries:
+        form = traced.forms.get(found.name, "plain")
+        allowed = form != "computed" and found.name not in traced.several_inputs
+        sections = sections_of(model, found, spec.heads)
+        geometry = with_tokens(replace(found, sections=sections), spec)
+        tiling = choose_tiling(geometry, crossbar, spec)
+        chosen = allowed and found.name in included - excluded
+        layers.append(LayerPlan(geometry, crossbar, tiling, grain, chosen, weight_form=form))
+    return Plan(
+        *(tuple(layers), crossbar, spec, grain, tuple(input_shape)),
+        *(traced.shared, traced.not_mapped),
     )
-    return Plan(layers, crossbar, spec, grain, tuple(input_shape), traced.shared, traced.not_mapped)
+
+
+def _warn_of_computed(traced: Trace) -> None:
+    """Names the layers that are counted and simulated, but that pruning cannot touch."""
+    names = [name for name, form in traced.forms.items() if form == "computed"]
+    if names:
+        warnings.warn(
+            f"{', '.join(name or 'the model itself' for name in names)}: the weight is computed anew in each pass, in a way that is not "
+            "known, so these layers are counted but never pruned. Remove the parametrization to "
+            "prune them.",
+            stacklevel=3,
+        )
+    if traced.several_inputs:
+        warnings.warn(
+            f"{', '.join(sorted(traced.several_inputs))}: query, key and value come from different "
+            "sequences, so this projection is counted but never pruned.",
+            stacklevel=3,
+        )
 
 
 def matching(patterns: str | Iterable[str], names: list[str], key: str) -> set[str]:

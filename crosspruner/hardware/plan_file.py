@@ -14,7 +14,9 @@ from crosspruner.hardware.layer_plan import LayerPlan, checked_order
 from crosspruner.hardware.mapping import Tiling
 from crosspruner.hardware.packing import output_table
 
-VERSION = 1
+VERSION = 2
+READABLE = (1, 2)
+"""2 knows conv groups that share crossbars, sections of outputs, and how a weight comes about."""
 
 
 def write_layer(layer: LayerPlan) -> dict[str, Any]:
@@ -33,13 +35,14 @@ def write_layer(layer: LayerPlan) -> dict[str, Any]:
         "row_splits": layer.row_splits,
         "grain": layer.grain,
         "prunable": layer.prunable,
+        "weight_form": layer.weight_form,
         "pruned": layer.mask is not None,
         "inputs_reordered": layer.input_order is not None,
         "outputs_reordered": layer.output_order is not None,
         "geometry": _lists(asdict(layer.geometry)),
         "tiling": _lists(asdict(layer.tiling)),
         "input_groups": _unpadded(layer.input_table),
-        "output_groups": _unpadded(output_table(layer.output_fms, layer.kout)),
+        "output_groups": _unpadded(layer.output_groups_table),
         "blocks": blocks,
     }
 
@@ -57,6 +60,7 @@ def read_layer(data: dict[str, Any], crossbar: Crossbar) -> LayerPlan:
         Tiling(**_tuples(data["tiling"])),
         data["grain"],
         data["prunable"],
+        weight_form=data.get("weight_form", "plain"),
         input_order=_read_order(data, "input", geometry.conv_groups, geometry.group_inputs),
         output_order=_read_order(data, "output", geometry.conv_groups, geometry.group_outputs),
     )

@@ -1,5 +1,6 @@
 """A plan as a plain-text table."""
 
+from collections.abc import Mapping
 from io import StringIO
 from textwrap import fill
 from typing import TYPE_CHECKING
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from crosspruner.hardware.plan import Plan
 
 _WIDTH = 160
+
+# Names of one kind that are all written out.
+_NAMED = 4
 
 
 def plan_table(plan: "Plan") -> str:
@@ -50,7 +54,8 @@ def plan_table(plan: "Plan") -> str:
             title, footer, justify="left" if title == "layer" else "right", no_wrap=True
         )
     for layer, row in zip(plan.layers, plan.rows(), strict=True):
-        groups = f"{layer.conv_groups}·" if layer.conv_groups > 1 else ""
+        apart = layer.conv_groups // layer.bundle
+        groups = f"{apart}·" if apart > 1 else ""
         table.add_row(
             layer.name if layer.prunable else f"{layer.name} *",
             f"{row['in_fms']}→{row['out_fms']}",
@@ -76,9 +81,24 @@ def plan_table(plan: "Plan") -> str:
         pairs = ", ".join(f"{name} (= {first})" for name, first in plan.shared.items())
         text += _wrapped(f"shared weights, counted once: {pairs}")
     if plan.not_mapped:
-        pairs = ", ".join(f"{name} ({kind})" for name, kind in plan.not_mapped.items())
-        text += _wrapped(f"with weights, but not on crossbars: {pairs}")
+        text += _wrapped(f"with weights, but not on crossbars: {_by_kind(plan.not_mapped)}")
+    computed = [layer.name for layer in plan.layers if layer.weight_form == "computed"]
+    if computed:
+        text += _wrapped(f"weight computed in each pass, never pruned: {', '.join(computed)}")
     return text
+
+
+def _by_kind(names: Mapping[str, str]) -> str:
+    """Names with their kinds; of more than a few of one kind, the first and the number."""
+    kinds: dict[str, list[str]] = {}
+    for name, kind in names.items():
+        kinds.setdefault(kind, []).append(name or "the model itself")
+    return ", ".join(
+        f"{', '.join(found)} ({kind})"
+        if len(found) <= _NAMED
+        else f"{found[0]} and {len(found) - 1} more ({kind})"
+        for kind, found in kinds.items()
+    )
 
 
 def _wrapped(text: str) -> str:

@@ -1,19 +1,20 @@
 """A whole network computed on crossbars: the proof that a plan still computes the network."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.overrides import TorchFunctionMode
 
 from crosspruner.errors import PlanError
+from crosspruner.hardware.attention import has_layer, layer_name
+from crosspruner.hardware.calls import Call, WeightCalls, owner_of
 from crosspruner.hardware.execute import execute_layer
 from crosspruner.hardware.geometry import LayerGeometry
 from crosspruner.hardware.layer_plan import LayerPlan
+from crosspruner.hardware.matrix import Unrolled
 from crosspruner.hardware.plan import Plan
 
 Execute = Callable[[LayerPlan, Tensor, Tensor, LayerGeometry], Tensor]
@@ -24,7 +25,7 @@ def simulate(plan: Plan, model: nn.Module, x: Tensor, execute: Execute | None = 
     """Runs the model with every planned layer executed crossbar by crossbar.
 
     The convolutions and matrix products of the planned layers are replaced while the model runs,
-    with the weights, biases and padding that its modules pass to them; everything else (activation,
+    whether their modules are called or a function uses their weights, with the weights, biases and padding that its modules pass to them; everything else (activation,
     normalisation, pooling, sums) is computed as usual. Pruned blocks or columns are not in the plan
     and so are not computed, whatever the model's weights hold there.
 
@@ -42,15 +43,15 @@ def simulate(plan: Plan, model: nn.Module, x: Tensor, execute: Execute | None = 
     Raises:
         PlanError: the plan is of another model, or x is larger than what it was made for.
     """
-    modules = dict(model.named_modules())
     names = {layer.name: layer for layer in plan.layers}
     names |= {name: names[first] for name, first in plan.shared.items()}
-    if missing := [name for name in names if name not in modules]:
+    if missing := [name for name in names if not has_layer(model, name)]:
         raise PlanError(
             f"the plan has layers that the model has not ({', '.join(missing[:5])}): "
             "give the model that the plan was made for."
         )
-    with _OnCrossbars(execute or _exactly) as running, _watch(modules, names, running):
+    crossbars = _OnCrossbars(model, names, execute or _exactly)
+    with crossbars.watching(crossbars.modules):
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
@@ -65,86 +66,62 @@ def _exactly(layer: LayerPlan, x: Tensor, weight: Tensor, geometry: LayerGeometr
     return execute_layer(layer, x, weight, geometry=geometry)
 
 
-class _OnCrossbars(TorchFunctionMode):
-    """Takes over the convolution or product of the layer that is running."""
+class _OnCrossbars(WeightCalls):
+    """Takes over the convolutions and products of the planned layers."""
 
-    def __init__(self, execute: Execute) -> None:
-        super().__init__()
+    def __init__(self, model: nn.Module, layers: dict[str, LayerPlan], execute: Execute) -> None:
+        super().__init__(self._compute)
         self.execute = execute
-        self.running: list[LayerPlan] = []
+        self.layers = layers
+        modules = dict(model.named_modules())
+        self.modules = {modules[name]: name for name in layers if name in modules}
+        self.owners = {id(p): layer_name(name) for name, p in model.named_parameters()}
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if self.running:
-            layer = self.running[-1]
-            if func is F.linear and layer.kind == "linear":
-                return self._linear(layer, *args, **kwargs)
-            if func is F.conv2d and layer.kind == "conv":
-                return self._conv(layer, *args, **kwargs)
-        return func(*args, **kwargs)
+    def _compute(self, call: Call, running: nn.Module | None) -> Tensor:
+        name = owner_of(call, running, self.modules, self.owners)
+        if name not in self.layers:
+            return call.compute()
+        layer = self.layers[name]
+        unrolled = call.unrolled()
+        _check_weight(layer, unrolled.matrix)
+        if call.operation == "linear":
+            y = self._linear(layer, unrolled)
+        else:
+            x, geometry = _called(layer.geometry, unrolled)
+            y = self.execute(layer, x, unrolled.matrix, geometry)
+        if call.bias is not None:
+            y = y + call.bias[:, None, None]
+        return call.wanted(unrolled.restore(y))
 
-    def _linear(
-        self, layer: LayerPlan, input: Tensor, weight: Tensor, bias: Tensor | None = None
-    ) -> Tensor:
-        _check_weight(layer, weight[..., None, None])
-        vectors = input.reshape(-1, input.shape[-1], 1, 1)
-        y = self.execute(layer, vectors, weight[..., None, None], layer.geometry)
-        y = y.reshape(*input.shape[:-1], -1)
-        return y if bias is None else y + bias
-
-    def _conv(
-        self,
-        layer: LayerPlan,
-        input: Tensor,
-        weight: Tensor,
-        bias: Tensor | None = None,
-        stride: Any = 1,
-        padding: Any = 0,
-        dilation: Any = 1,
-        groups: int = 1,
-    ) -> Tensor:
-        _check_weight(layer, weight)
-        x = input if input.dim() == 4 else input[None]
-        x, geometry = _called(layer.geometry, x, _two(stride), padding, _two(dilation))
-        y = self.execute(layer, x, weight, geometry)
-        y = y if bias is None else y + bias[:, None, None]
-        return y if input.dim() == 4 else y[0]
+    def _linear(self, layer: LayerPlan, unrolled: Unrolled) -> Tensor:
+        """Positions of a sequence in rows of as many as the plan handles at once."""
+        vectors, at_once = unrolled.maps, layer.geometry.out_size[1]
+        spare = -len(vectors) % at_once
+        rows = F.pad(vectors.flatten(1), (0, 0, 0, spare)).unflatten(0, (-1, at_once))
+        y = self.execute(layer, rows.mT.unsqueeze(2), unrolled.matrix, layer.geometry)
+        return y.squeeze(2).mT.flatten(0, 1)[: len(vectors), :, None, None]
 
 
-def _called(
-    planned: LayerGeometry,
-    x: Tensor,
-    stride: tuple[int, int],
-    padding: Any,
-    dilation: tuple[int, int],
-) -> tuple[Tensor, LayerGeometry]:
-    """The sizes of one call, and its input without zeros that were padded beforehand."""
-    reach = [d * (k - 1) for d, k in zip(dilation, planned.kernel, strict=True)]
-    if padding == "same":
-        before, whole = [n // 2 for n in reach], reach
-    else:
-        before = [0, 0] if padding == "valid" else list(_two(padding))
-        whole = [2 * n for n in before]
-    size = [x.shape[2], x.shape[3]]
-    out = [(n + p - r - 1) // s + 1 for n, p, r, s in zip(size, whole, reach, stride, strict=True)]
+def _called(planned: LayerGeometry, call: Unrolled) -> tuple[Tensor, LayerGeometry]:
+    """The input of one call without zeros that were padded beforehand, and its sizes."""
+    x, before = call.maps, call.padding
     # A module that pads its input by itself hands over more than the plan counts as the input.
     extra = [p - b for p, b in zip(planned.padding, before, strict=True)]
-    bare = x[
-        :, :, extra[0] : extra[0] + planned.in_size[0], extra[1] : extra[1] + planned.in_size[1]
-    ]
-    if tuple(out) == planned.out_size and min(extra) >= 0 and bare.shape != x.shape:
+    if call.out_size == planned.out_size and min(extra) >= 0:
+        high, wide = planned.in_size
+        bare = x[:, :, extra[0] : extra[0] + high, extra[1] : extra[1] + wide]
         rest = (x.shape[3] - bare.shape[3] - extra[1], x.shape[2] - bare.shape[2] - extra[0])
-        if torch.equal(F.pad(bare, (extra[1], rest[0], extra[0], rest[1])), x):
+        if bare.shape != x.shape and torch.equal(
+            F.pad(bare, (extra[1], rest[0], extra[0], rest[1])), x
+        ):
             return bare, planned
     geometry = replace(
         planned,
-        stride=stride,
-        padding=(before[0], before[1]),
-        dilation=dilation,
-        in_size=(size[0], size[1]),
-        out_size=(out[0], out[1]),
+        stride=call.stride,
+        padding=before,
+        dilation=call.dilation,
+        in_size=(x.shape[2], x.shape[3]),
+        out_size=call.out_size,
     )
     return x, geometry
 
@@ -157,30 +134,3 @@ def _check_weight(layer: LayerPlan, weight: Tensor) -> None:
             f"{layer.name}: the model's weight is {tuple(weight.shape)}, the plan's {expected}: "
             "give the model that the plan was made for."
         )
-
-
-def _two(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
-
-
-@contextmanager
-def _watch(
-    modules: dict[str, nn.Module], layers: dict[str, LayerPlan], running: _OnCrossbars
-) -> Iterator[None]:
-    """Keeps `running.running` at the planned layer whose forward is under way."""
-    hooks = []
-    for name, layer in layers.items():
-        module = modules[name]
-        hooks.append(
-            module.register_forward_pre_hook(lambda *_, at=layer: running.running.append(at))
-        )
-        hooks.append(
-            module.register_forward_hook(
-                lambda *_: running.running.pop() and None, always_call=True
-            )
-        )
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()

@@ -62,7 +62,7 @@ class DeviceNoise(pl.Callback):
         chip = (self.seed + 1) * _CHIPS + trainer.global_step * 4096 + batch_idx % 4096
         self._images.append(images_of(batch).detach())
         for name, layer in self._layers.items():
-            weight = network.get_parameter(weight_name(name))
+            weight = network.get_parameter(weight_name(name, network))
             with torch.no_grad():
                 self._clean[name] = weight.detach().clone()
                 weight.copy_(layer.on(self.device, [chip])[0])
@@ -98,5 +98,5 @@ class DeviceNoise(pl.Callback):
         network = pl_module.get_submodule(self.pruning.root)
         with torch.no_grad():
             for name, clean in self._clean.items():
-                network.get_parameter(weight_name(name)).copy_(clean)
+                network.get_parameter(weight_name(name, network)).copy_(clean)
         self._clean = {}

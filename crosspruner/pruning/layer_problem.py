@@ -91,7 +91,8 @@ def _refit_problem(moments: Moments, weight: Tensor, scale: Tensor, damping: flo
     if layout.grain == "crossbar":
         order = torch.arange(layout.out_channels).unsqueeze(0)
         table = output_table(
-            order if layout.output_order is None else layout.output_order, layout.kout
+            order if layout.output_order is None else layout.output_order,
+            *(layout.kout, 1, layout.sections),
         )
     table = table.to(old.device)
     columns = (target[0] * scale).T[table.clamp(min=0)] * (table >= 0).unsqueeze(2)

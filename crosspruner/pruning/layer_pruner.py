@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import ModelError
+from crosspruner.hardware.weight_form import attainable, form_of, read_matrix, write_matrix
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.mask_choice import choose_layer_mask
 from crosspruner.pruning.moments import MAX_BYTES, Moments, MomentSums
@@ -114,6 +115,7 @@ def prune_layer(
         mask = choose_layer_mask(problem, blocks, layout, solver, generator)
     fixed = torch.where(layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
     new = refit(moments, weight, mask, settings.damping) if settings.refit else fixed
+    new = attainable(module, new)
     result.masks[name] = mask
     result.errors[name] = relative_error(moments, new, weights)
     log.info(
@@ -124,7 +126,7 @@ def prune_layer(
     if moves_bias:
         assert bias is not None
         bias.copy_(dense_bias(bias, raw, new))
-    weight.copy_(new)
+    write_matrix(module, new)
 
 
 def _order(
@@ -170,18 +172,17 @@ def dense_bias(bias: Tensor, raw: Moments, weight: Tensor) -> Tensor:
 
 
 def parameters(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    """Weight and bias of a layer.
+    """Weight matrix (Cout, Cin / G, kh, kw) that a layer computes with, and its bias.
 
     Raises:
-        ModelError: the weight is no plain parameter, or not finite.
+        ModelError: the weight is computed in a way that is not known, or not finite.
     """
-    if module._parameters.get("weight") is None:
+    if form_of(module) == "computed":
         raise ModelError(
             f"layer {name} computes its weight anew in each pass ({type(module).__name__}): remove "
             "the parametrization first, or exclude the layer"
         )
-    weight = module.weight
-    assert isinstance(weight, Tensor)
+    weight = read_matrix(module)
     if not bool(weight.isfinite().all()):
         raise ModelError(f"layer {name} has NaN or Inf in its weight: give a network that works")
     return weight, module._parameters.get("bias")

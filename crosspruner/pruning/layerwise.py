@@ -16,10 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
+from crosspruner.hardware.matrix import matrix_shape
 from crosspruner.pruning.batch_norm import measure, reestimate
 from crosspruner.pruning.layer_pruner import LayerwiseSettings, Pruned, Samples, prune_layer
 from crosspruner.pruning.output_weights import norm_weights
-from crosspruner.pruning.targets import Targets, dense_targets
+from crosspruner.pruning.targets import SHARED_BY, Targets, dense_targets
 from crosspruner.pruning.walk import Stop, run_through, run_to, stops
 from crosspruner.sparsity import GroupLayout
 
@@ -165,7 +166,7 @@ class Walk:
                 measure(stop, inputs)
                 return
             known = targets.pop(stop.name)
-            parts = inputs.split(len(known[0].values))
+            parts = inputs.split(SHARED_BY)
             visit(stop, lambda: zip(parts, known, strict=True))
 
         run_through(self.network, images, self.places, before)
@@ -200,6 +201,4 @@ def _drawn_entries(stop: Stop, positions: int | None) -> int:
     """Numbers per image that `Targets` of a layer hold."""
     if positions is None:
         return stop.output_entries
-    weight = stop.modules[0].weight
-    assert isinstance(weight, Tensor)
-    return min(stop.output_entries, len(weight) * positions)
+    return min(stop.output_entries, matrix_shape(stop.modules[0])[0] * positions)

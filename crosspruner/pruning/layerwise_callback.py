@@ -12,6 +12,7 @@ from torch import nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec
+from crosspruner.hardware.attention import layer_module
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.calibration import read_batches
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
@@ -94,9 +95,10 @@ class LayerwisePruning(PruningCallback):
         result, pruned_copy = self.decide(trainer, pl_module)
         network.load_state_dict(pruned_copy.state_dict())
         self.layouts = result.layouts
-        modules = dict(network.named_modules())
         # What was pruned waits at zero: the refit has made up for it.
-        self.layers = {n: MaskedLayer(modules[n], layout) for n, layout in self.layouts.items()}
+        self.layers = {
+            n: MaskedLayer(layer_module(network, n), layout) for n, layout in self.layouts.items()
+        }
         self.set_masks(result.masks)
         self.freeze()
 

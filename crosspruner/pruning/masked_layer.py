@@ -10,6 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from crosspruner.hardware.matrix import from_matrix, operation_of, to_matrix
+from crosspruner.hardware.weight_form import centred, form_of, stored_weight
 from crosspruner.sparsity import GroupLayout
 
 
@@ -17,7 +19,8 @@ class MaskedLayer:
     """A layer's weight, its mask and what the mask holds back.
 
     Args:
-        module: the layer; only `module.weight` is read and written, in place.
+        module: the layer; only its weight parameter is read and written, in place (the direction v
+            of a weight-normed layer).
         layout: its groups.
     """
 
@@ -27,34 +30,52 @@ class MaskedLayer:
         self.mask = torch.ones(layout.shape, dtype=torch.bool, device=self.weight.device)
         self.dormant = torch.zeros_like(self.weight, requires_grad=False)
         self._keep: Tensor | None = None
+        self._operation = operation_of(module)
+        self._groups = layout.conv_groups
+        self._standardised = form_of(module) == "standardised"
 
     @property
     def weight(self) -> Tensor:
-        """The parameter, (Cout, fan_in, ...)."""
-        weight = self.module.weight
-        assert isinstance(weight, Tensor)
-        return weight
+        """The parameter."""
+        return stored_weight(self.module)
 
     @property
     def kept(self) -> Tensor:
         """Bool tensor that broadcasts against the weight: True where it is kept."""
         if self._keep is None:
-            self._keep = self.layout.expand_like(self.mask, self.weight)
+            matrix = self._matrix(self.weight)
+            kept = self.layout.expand_like(self.mask, matrix)
+            if matrix.shape != self.weight.shape:  # unrolled another way
+                kept = from_matrix(
+                    *(self._operation, kept.expand_as(matrix), tuple(self.weight.shape)),
+                    self._groups,
+                )
+            self._keep = kept
         return self._keep
+
+    def _matrix(self, weight: Tensor) -> Tensor:
+        """A tensor of the weight's shape as (Cout, fan_in, ...)."""
+        if self._operation in ("linear", "conv1d", "conv2d"):
+            return weight
+        return to_matrix(self._operation, weight, self._groups)
 
     @torch.no_grad()
     def latent(self) -> Tensor:
-        """The weight with the pruned groups' waiting values in their places."""
+        """The weight with the pruned groups' waiting values in their places, (Cout, fan_in, ...)."""
+        return self._matrix(self._latent())
+
+    def _latent(self) -> Tensor:
         return self.weight.detach() + self.dormant
 
     @torch.no_grad()
     def set_mask(self, mask: Tensor) -> None:
         """Move newly pruned groups into `dormant` and revived ones back into the weight."""
-        latent = self.latent()
+        latent = self._latent()
         self.mask = mask.to(self.weight.device)
         self._keep = None
         self.weight.copy_(torch.where(self.kept, latent, 0.0))
         self.dormant = torch.where(self.kept, torch.zeros_like(latent), latent)
+        self._centre()
 
     def reorder(self, order: Tensor) -> None:
         """Cut the input FMs into groups in another order; the mask is read in it from now on."""
@@ -65,6 +86,12 @@ class MaskedLayer:
     def enforce(self) -> None:
         """Make pruned weights exactly zero again, whatever momentum or weight decay did to them."""
         self.weight.masked_fill_(~self.kept, 0.0)
+        self._centre()
+
+    def _centre(self) -> None:
+        """Kept weights of mean zero: zeros of a standardised layer stay zeros when it computes."""
+        if self._standardised and not bool(self.mask.all()):
+            self.weight.copy_(centred(self.weight, self.kept))
 
     @torch.no_grad()
     def split_gradient(self) -> Tensor:
@@ -77,7 +104,7 @@ class MaskedLayer:
         if self.weight.grad is None:
             return torch.zeros(self.layout.shape, device=self.weight.device)
         gradient = self.weight.grad
-        slope = self.layout.sum_by_group(self.latent().float() * gradient.float())
+        slope = self.layout.sum_by_group(self._matrix(self._latent().float() * gradient.float()))
         gradient.masked_fill_(~self.kept, 0.0)
         return slope
 

@@ -10,7 +10,6 @@ over the byte limit is cut into runs of input groups without correlation between
 groups and runs together are called bands: B = G * runs matrices of d rows each.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosspruner.errors import DataError
-from crosspruner.hardware.trace import conv_padding
-from crosspruner.pruning.targets import Targets, as_maps
+from crosspruner.hardware.matrix import matrix_shape, operation_of, padded_maps, window_of
+from crosspruner.pruning.targets import Targets
 from crosspruner.sparsity import GroupLayout
 
 MAX_BYTES = 2**30
@@ -162,7 +161,7 @@ class MomentSums:
     """The running sums of one layer.
 
     Args:
-        module: a Conv2d or Linear layer.
+        module: a layer, one of `matrix.LAYERS`.
         layout: its groups.
         max_bytes: a second moment over this size is cut into runs of input groups.
         positions: output positions drawn from each image, the same ones for all images of a batch;
@@ -182,15 +181,14 @@ class MomentSums:
         self.layout = layout
         self.positions = positions
         self.generator = generator or torch.Generator().manual_seed(0)
-        weight = module.weight
-        assert isinstance(weight, Tensor)
-        self.width = width = layout.kin * _fm_shape(weight)[1]
+        _, _, high, wide = matrix_shape(module)
+        self.width = width = layout.kin * high * wide
         per_run = max(1, int((max_bytes / 8 / layout.conv_groups) ** 0.5) // width)
         self.runs = -(-layout.input_groups // per_run)
         self.placed_groups = self.runs * -(-layout.input_groups // self.runs)
         bands, rows = layout.conv_groups * self.runs, self.placed_groups // self.runs * width
         outputs = layout.outputs_per_conv_group
-        new = torch.zeros(0, dtype=torch.float64, device=weight.device).new_zeros
+        new = torch.zeros(0, dtype=torch.float64, device=next(module.parameters()).device).new_zeros
         self.sums: dict[str, Tensor] = {
             "second": new(bands, rows, rows),
             "cross": new(bands, rows, outputs),
@@ -205,17 +203,15 @@ class MomentSums:
         """Take in one batch.
 
         Args:
-            inputs: the layer's input, (N, Cin, H, W) or (N, ..., Cin), of the pruned network.
+            inputs: the layer's input in its own shape, of the pruned network.
             targets: the layer's output on the same images, of the dense network: `Targets`, or the
                 whole output without bias, of which `positions` are drawn here.
         """
         module = self.module
         if isinstance(targets, Tensor):
             targets = Targets.draw(module, targets, self.positions, self.generator, biased=False)
-        inputs = as_maps(module, inputs)
+        inputs = padded_maps(module, inputs, targets.size)
         entries = self.placed_groups * self.layout.kin * self.layout.conv_groups
-        if isinstance(module, nn.Conv2d):
-            inputs = pad_input(module, inputs, targets.size)
         entries *= targets.size[0] * targets.size[1] * (self.width // self.layout.kin)
         chunk = max(1, _CHUNK_ENTRIES // max(1, entries))
         positions = targets.positions.to(inputs.device)
@@ -227,11 +223,11 @@ class MomentSums:
         dtype = torch.promote_types(x.dtype, torch.float32)
         x = x.to(dtype).reshape(len(x), layout.conv_groups, layout.fan_in, *x.shape[2:])
         x = _place(x.transpose(0, 1), layout, 2, self.placed_groups).transpose(0, 1).flatten(1, 2)
-        if isinstance(self.module, nn.Conv2d):
-            module = self.module
-            x = F.unfold(x, module.kernel_size, module.dilation, 0, module.stride)
-        else:
+        if operation_of(self.module) == "linear":
             x = x.flatten(2)
+        else:
+            kernel, stride, dilation = window_of(self.module)
+            x = F.unfold(x, kernel, dilation, 0, stride)
         y = y.to(dtype)
         if len(positions) < x.shape[2]:
             x = x[:, :, positions]
@@ -267,26 +263,6 @@ class MomentSums:
             )
         means = {k: v / samples for k, v in self.sums.items() if k != "samples"}
         return Moments(**means, samples=samples, layout=self.layout)
-
-
-def pad_input(module: nn.Conv2d, inputs: Tensor, out_size: Sequence[int]) -> Tensor:
-    """The input with the padding that gives outputs of `out_size`, in the module's own mode."""
-    (top, bottom), (left, right) = conv_padding(module)
-    geometry = zip(
-        *(inputs.shape[-2:], out_size, module.kernel_size, module.stride, module.dilation),
-        strict=True,
-    )
-    missing = [(o - 1) * s + d * (k - 1) + 1 - n for n, o, k, s, d in geometry]
-    # Within one stride of what is missing the module's padding is right; else it pads in its
-    # forward pass (TensorFlow's SAME), half of what is missing, rounded down, first.
-    given = (top + bottom, left + right)
-    if any(not 0 <= g - m < s for g, m, s in zip(given, missing, module.stride, strict=True)):
-        high, wide = (max(m, 0) for m in missing)
-        (top, bottom), (left, right) = (high // 2, high - high // 2), (wide // 2, wide - wide // 2)
-    mode = "constant" if module.padding_mode == "zeros" else module.padding_mode
-    padded = F.pad(inputs, (left, right, top, bottom), mode=mode)
-    high, wide = (n + m for n, m in zip(inputs.shape[-2:], missing, strict=True))
-    return padded[..., :high, :wide]
 
 
 def _fm_shape(weight: Tensor) -> tuple[int, int]:

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from crosspruner.pruning.targets import as_maps
+from crosspruner.hardware.attention import layer_module
+from crosspruner.hardware.matrix import matrix_shape, output_maps
+from crosspruner.pruning.function_calls import FunctionCalls
 from crosspruner.pruning.walk import Stop, forward
 
 
@@ -43,20 +45,24 @@ def output_weights(
     Raises:
         ModelError: the network does not run on the images.
     """
-    modules = dict(network.named_modules())
-    sums = {name: torch.zeros(modules[name].weight.shape[0]).double() for name in names}  # type: ignore[union-attr, arg-type]
+    modules = {user: layer_module(network, user) for users in names.values() for user in users}
+    sums = {n: torch.zeros(matrix_shape(modules[n])[0], dtype=torch.float64) for n in names}
+    watchers = {modules[u]: _Watcher(sums[name]) for name, users in names.items() for u in users}
     frozen = [p for p in network.parameters() if p.requires_grad]
     hooks = [
-        modules[user].register_forward_hook(_Watcher(sums[name]))
-        for name, users in names.items()
-        for user in users
+        module.register_forward_hook(watcher) for module, watcher in watchers.items()
     ]
+    functions = FunctionCalls(watchers, after=lambda m, _, y: watchers[m](m, (), y))
     try:
         for parameter in frozen:
             parameter.requires_grad_(False)
         images = 0
         for batch in batches:
-            if not batch.is_floating_point() or not _backward(network, batch, generator):
+            if not batch.is_floating_point():
+                return {}
+            with functions.watching():
+                known = _backward(network, batch, generator)
+            if not known:
                 return {}
             images += len(batch)
     finally:
@@ -79,7 +85,7 @@ class _Watcher:
             output = output.detach().requires_grad_()  # nothing before it needs a gradient
 
         def note(gradient: Tensor) -> None:
-            squared = as_maps(module, gradient).float().square()
+            squared = output_maps(module, gradient).float().square()
             self.total += squared.sum((0, 2, 3)).double().cpu()
 
         output.register_hook(note)

@@ -132,7 +132,7 @@ State = list[tuple[Tensor, Tensor]]
 def _state(network: nn.Module, stop: Stop) -> State:
     """What pruning a layer changes: its parameters, and the statistics of its batch norm."""
     modules = [*stop.modules, *([] if stop.norm is None else [network.get_submodule(stop.norm)])]
-    tensors = [t for m in modules for t in (*m.parameters(False), *m.buffers(False))]
+    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
     return [(tensor, tensor.detach().clone()) for tensor in tensors]
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.pruning.curvature import RunningFisher, RunningMoment, saliency
@@ -112,7 +112,8 @@ class LayerState:
         self.inverse_blocks: Tensor | None = None
         if settings.name == "random":
             self.dense = torch.rand(layer.layout.shape, generator=generator)
-        if settings.needs_moments:
+        # Other kinds of layers keep the assumption of white inputs.
+        if settings.needs_moments and isinstance(layer.module, nn.Conv2d | nn.Linear):
             self.moment = RunningMoment(layer.module, layer.layout, rows=settings.moment_rows)
             if settings.output_weights == "fisher":
                 self.fisher = RunningFisher(layer.module)

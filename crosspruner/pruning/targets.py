@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from crosspruner.hardware.matrix import output_maps
 from crosspruner.pruning.walk import Stop, run_through
 
-# Images that share a draw of positions: few, so that all positions are seen.
-_SHARED_BY = 64
+SHARED_BY = 64
+"""Images that share a draw of positions: few, so that all positions are seen."""
 
 
 @dataclass(frozen=True)
@@ -35,13 +36,13 @@ class Targets:
         """Keep a layer's output at positions drawn without replacement.
 
         Args:
-            module: the layer, a Conv2d or Linear.
-            output: what it put out, (N, Cout, H, W) or (N, ..., Cout).
+            module: the layer, one of `matrix.LAYERS`.
+            output: what it put out, (N, Cout, H, W) or (N, ..., Cout), or as its kind has it.
             positions: how many to draw; None, or more than there are, takes all.
             generator: CPU generator of the draw.
             biased: whether `output` holds the bias, which is then subtracted.
         """
-        maps = as_maps(module, output)
+        maps = output_maps(module, output)
         size = (maps.shape[2], maps.shape[3])
         available = size[0] * size[1]
         chosen = torch.arange(available)
@@ -58,15 +59,6 @@ class Targets:
         return cls(values, chosen, size)
 
 
-def as_maps(module: nn.Module, values: Tensor) -> Tensor:
-    """A layer's input or output as (N, C, H, W); a sequence of tokens is a map of one column."""
-    if isinstance(module, nn.Conv2d):
-        return values if values.dim() == 4 else values.unsqueeze(0)
-    if values.dim() == 1:
-        values = values.unsqueeze(0)
-    return values.reshape(len(values), -1, values.shape[-1]).transpose(1, 2).unsqueeze(3)
-
-
 @torch.no_grad()
 def dense_targets(
     dense: nn.Module,
@@ -75,7 +67,7 @@ def dense_targets(
     positions: int | None,
     generator: torch.Generator,
 ) -> dict[str, list[Targets]]:
-    """The outputs of several layers in one pass, in parts of `_SHARED_BY` samples.
+    """The outputs of several layers in one pass, in parts of `SHARED_BY` samples.
 
     Args:
         dense: the network, in evaluation mode.
@@ -87,7 +79,7 @@ def dense_targets(
     found: dict[str, list[Targets]] = {}
 
     def note(stop: Stop, module: nn.Module, output: Tensor) -> None:
-        parts = output.split(_SHARED_BY)
+        parts = output.split(SHARED_BY)
         found[stop.name] = [Targets.draw(module, p, positions, generator) for p in parts]
 
     run_through(dense, images, [p for p in places if not p.is_norm], after=note)

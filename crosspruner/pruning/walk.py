@@ -1,6 +1,7 @@
 """The order in which a network's parts run, and runs up to one of them."""
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosspruner.errors import ModelError
+from crosspruner.hardware.attention import layer_module
+from crosspruner.hardware.calls import Call
+from crosspruner.pruning.function_calls import FunctionCalls
 
 Notice = Callable[[nn.Module, Tensor, Tensor], None]
 """(module, input, output) of one call of a watched module."""
@@ -33,6 +37,8 @@ class Stop:
     """Numbers in its input or its output, whichever are more, per image."""
     output_entries: int = 0
     """Numbers in its output, per image."""
+    by_function: bool = False
+    """Whether a function uses the layer's weight, and its module is never called."""
 
     @property
     def is_norm(self) -> bool:
@@ -59,7 +65,9 @@ def stops(network: nn.Module, images: Tensor, layers: Mapping[str, Iterable[str]
         ModelError: the network does not run on the images.
     """
     modules = dict(network.named_modules())
-    known = {name: Stop(name, [modules[n] for n in names]) for name, names in layers.items()}
+    known = {
+        name: Stop(name, [layer_module(network, n) for n in names]) for name, names in layers.items()
+    }
     known |= {name: Stop(name, [m]) for name, m in modules.items() if isinstance(m, _BatchNorm)}
     found: dict[str, Stop] = {}
     previous: list[tuple[Stop, Any]] = []
@@ -80,8 +88,15 @@ def stops(network: nn.Module, images: Tensor, layers: Mapping[str, Iterable[str]
         for stop in known.values()
         for module in stop.modules
     ]
+
+    def note_function(module: nn.Module, call: Call, output: Tensor) -> None:
+        stop = owners[module]
+        stop.by_function = True
+        note(stop, call.x, output)
+
+    owners = {module: stop for stop in known.values() for module in stop.modules}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), FunctionCalls(owners, after=note_function).watching():
             forward(network, images)
     finally:
         for hook in hooks:
@@ -123,9 +138,14 @@ def run_to(network: nn.Module, images: Tensor, stop: Stop, notice: Notice) -> No
         if calls == stop.calls:
             raise _Reached
 
+    def after(module: nn.Module, call: Call, output: Tensor) -> None:
+        hook(module, (call.x,), {}, output)
+
     hooks = [module.register_forward_hook(hook, with_kwargs=True) for module in stop.modules]
+    functions = FunctionCalls(stop.modules, after=after).watching()
     try:
-        network(images)
+        with functions if stop.by_function else nullcontext():
+            network(images)
     except _Reached:
         pass
     finally:
@@ -152,7 +172,10 @@ def run_through(
         after: called with the output of each stop.
     """
     hooks = []
+    owners: dict[nn.Module, Stop] = {}
     for stop in places:
+        if stop.by_function:
+            owners |= dict.fromkeys(stop.modules, stop)
         for module in stop.modules:
             if before is not None:
                 hooks.append(
@@ -165,8 +188,14 @@ def run_through(
                 hooks.append(
                     module.register_forward_hook(lambda m, _, out, at=stop: after(at, m, out))
                 )
+    functions = FunctionCalls(
+        owners,
+        None if before is None else lambda m, call: before(owners[m], m, call.x),
+        None if after is None else lambda m, _, out: after(owners[m], m, out),
+    )
     try:
-        network(images)
+        with functions.watching() if owners else nullcontext():
+            network(images)
     finally:
         for handle in hooks:
             handle.remove()

@@ -8,7 +8,8 @@ groups of Kout FMs. What is removed as a unit is
     grain "column"     one column of such a block: (output FM o, input group p)
 
 A mask is a bool tensor (U, P), one row per *unit*: U = conv_groups * Q output groups, or U = Cout
-output FMs. Every operation here is a gather or a scatter over that small tensor.
+output FMs. Conv groups that share crossbars block-diagonally (a bundle) share their units too:
+U = conv_groups / bundle * Q, a unit being the q-th block of each of them. Every operation here is a gather or a scatter over that small tensor.
 """
 
 from dataclasses import dataclass
@@ -34,10 +35,12 @@ class GroupLayout:
         fan_in: input FMs of one convolution group, Cin / conv_groups.
         conv_groups: groups of the convolution (1 for dense and linear layers).
         kin: input FMs whose rows share a crossbar, 1..fan_in.
-        kout: output FMs whose columns share a crossbar, 1..Cout / conv_groups.
+        kout: output FMs whose columns share a crossbar, all conv groups of a bundle together.
         crossbars_per_block: physical crossbars one block takes: slices * row splits.
         input_order: (conv_groups, fan_in) int64 permutation, place -> input FM; None = as given.
         output_order: (conv_groups, Cout / conv_groups) permutation, likewise; None = as given.
+        bundle: conv groups that share a crossbar block-diagonally.
+        sections: equal runs of outputs within a conv group that never share a crossbar.
 
     Raises:
         ConfigError: unknown grain.
@@ -53,6 +56,8 @@ class GroupLayout:
     crossbars_per_block: int = 1
     input_order: Tensor | None = None
     output_order: Tensor | None = None
+    bundle: int = 1
+    sections: int = 1
 
     def __post_init__(self) -> None:
         if self.grain not in GRAINS:
@@ -69,10 +74,12 @@ class GroupLayout:
             fan_in=geometry.in_channels // geometry.conv_groups,
             conv_groups=geometry.conv_groups,
             kin=layer.kin,
-            kout=layer.kout,
+            kout=layer.kout * layer.bundle,
             crossbars_per_block=layer.slices * layer.row_splits,
             input_order=layer.input_order,
             output_order=layer.output_order,
+            bundle=layer.bundle,
+            sections=geometry.sections,
         )
 
     @property
@@ -87,16 +94,23 @@ class GroupLayout:
 
     @property
     def output_groups(self) -> int:
-        """Q: output groups of one convolution group."""
-        return -(-self.outputs_per_conv_group // self.kout)
+        """Q: output groups of one convolution group, those of all its sections."""
+        return self.sections * self.lane_groups
+
+    @property
+    def lanes(self) -> int:
+        """Runs of outputs within which columns may share crossbars."""
+        return self.conv_groups // self.bundle * self.sections
+
+    @property
+    def lane_groups(self) -> int:
+        """Crossbars that one lane takes per input group, dense."""
+        return -(-self.out_channels // self.lanes // self.kout)
 
     @property
     def units(self) -> int:
         """U: rows of a mask."""
-        per_conv_group = (
-            self.output_groups if self.grain == "crossbar" else self.outputs_per_conv_group
-        )
-        return self.conv_groups * per_conv_group
+        return self.fewest_blocks if self.grain == "crossbar" else self.out_channels
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -106,12 +120,12 @@ class GroupLayout:
     @property
     def blocks(self) -> int:
         """Blocks of the dense layer; times crossbars_per_block = its compute crossbars."""
-        return self.conv_groups * self.output_groups * self.input_groups
+        return self.lanes * self.lane_groups * self.input_groups
 
     @property
     def fewest_blocks(self) -> int:
         """Blocks without which some output would lose its last input group."""
-        return self.conv_groups * self.output_groups
+        return self.lanes * self.lane_groups
 
     @cached_property
     def unit_of_output(self) -> Tensor:
@@ -122,8 +136,10 @@ class GroupLayout:
         place = torch.arange(outputs).expand(self.conv_groups, outputs)
         if self.output_order is not None:
             place = torch.argsort(self.output_order, dim=1)
-        first = torch.arange(self.conv_groups).unsqueeze(1) * self.output_groups
-        return (first + place // self.kout).reshape(-1)
+        first = torch.arange(self.conv_groups).unsqueeze(1) // self.bundle * self.output_groups
+        section = outputs // self.sections
+        within = place % section // (self.kout // self.bundle)
+        return (first + place // section * self.lane_groups + within).reshape(-1)
 
     @cached_property
     def group_of_input(self) -> Tensor:
@@ -174,7 +190,7 @@ class GroupLayout:
 
     def blocks_of(self, mask: Tensor) -> int:
         """Blocks that a (U, P) bool mask leaves after packing (design: one per Kout columns)."""
-        return count_blocks(mask, self.grain, self.conv_groups, self.kout)
+        return count_blocks(mask, self.grain, self.lanes, self.kout)
 
     def crossbars(self, mask: Tensor) -> int:
         """Compute crossbars that a (U, P) bool mask leaves after packing."""

@@ -44,7 +44,7 @@ def project(scores: Tensor, blocks: int, layout: GroupLayout) -> Tensor:
         )
     if layout.grain == "crossbar":
         return _project_blocks(scores, blocks)
-    mask = _project_columns(scores.reshape(layout.conv_groups, -1, scores.shape[1]), blocks, layout)
+    mask = _project_columns(scores.reshape(layout.lanes, -1, scores.shape[1]), blocks, layout)
     return mask.reshape(scores.shape)
 
 
@@ -65,7 +65,7 @@ def _top(scores: Tensor, forced: Tensor, count: int) -> Tensor:
 
 
 def _project_columns(scores: Tensor, blocks: int, layout: GroupLayout) -> Tensor:
-    """scores (G, O, P): outputs and input groups of each convolution group."""
+    """scores (G, O, P): outputs and input groups of each of G lanes."""
     # With the lowest score at zero, a last chunk of fewer than Kout columns cannot outrank a full
     # one, so a higher chunk of an input group is always taken before a lower one.
     scores = scores - scores.amin()
@@ -86,7 +86,7 @@ def _take_chunks(
 ) -> Tensor:
     """(G, P) chunks to keep of each input group, `blocks` in total, at least `needed` (G, P)."""
     groups, outputs, inputs = scores.shape
-    chunks = layout.output_groups
+    chunks = layout.lane_groups
     ranked = scores.new_zeros(groups, chunks * layout.kout, inputs)
     ranked[:, :outputs] = scores.sort(dim=1, descending=True).values
     sums = ranked.view(groups, chunks, layout.kout, inputs).sum(dim=2)
@@ -95,7 +95,7 @@ def _take_chunks(
         place = torch.arange(chunks, device=scores.device).view(1, -1, 1)
         forced = place < needed.unsqueeze(1)
     elif groups > 1:
-        # Each convolution group holds its own outputs, so each needs its own Q chunks.
+        # Each lane holds its own outputs, so each needs its own chunks.
         leading = sums.flatten(1).topk(chunks, dim=1).indices
         forced = forced.flatten(1).scatter_(1, leading, True).view_as(sums)
     return _top(sums, forced, blocks).sum(dim=1)

@@ -269,7 +269,9 @@ def test_padding_and_weights_made_in_a_subclass():
 
     model = Standardised(2, 3, 3, stride=2).double()
     x = torch.randn(2, 2, 8, 8, dtype=torch.float64)
-    plan = plan_model(model, (2, 8, 8), "64x64")
+    with pytest.warns(UserWarning, match="computed anew in each pass"):
+        plan = plan_model(model, (2, 8, 8), "64x64", exclude=())
+    assert not plan.layers[0].prunable
     assert plan.layers[0].geometry.in_size == (8, 8)
     torch.testing.assert_close(simulate(plan, model, x), model(x).detach())
 

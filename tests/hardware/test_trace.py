@@ -89,14 +89,26 @@ def test_tied_weights_count_once_under_the_first_name():
 
 def test_modules_left_out_are_named_with_their_kind():
     traced = trace(Tied(), (2, 4))
-    assert traced.not_mapped == {"spare": "Linear, never called", "table": "Embedding"}
+    assert traced.not_mapped == {
+        "spare": "Linear, never called",
+        "table": "Embedding",
+        "norm": "LayerNorm",
+    }
 
 
 def test_unknown_weight_bearing_modules_are_named():
-    model = nn.Sequential(nn.Conv1d(2, 2, 3), nn.BatchNorm1d(2), nn.Flatten(), nn.Linear(8, 2))
-    traced = trace(model, (2, 6))
-    assert traced.not_mapped == {"0": "Conv1d"}
-    assert [g.name for g in traced.geometries] == ["3"]
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table = nn.Parameter(torch.zeros(4, 4))
+            self.head = nn.Linear(4, 2)
+
+        def forward(self, x):
+            return self.head(x @ self.table)
+
+    traced = trace(Mixer(), (4,))
+    assert traced.not_mapped == {"table": "parameter of Mixer"}
+    assert [g.name for g in traced.geometries] == ["head"]
 
 
 def test_layers_come_in_the_order_of_use():

@@ -281,7 +281,6 @@ def normed_weight():
         ),
         (broken_weight, {}, CrossprunerError, "NaN"),
         (broken_activation, {}, DataError, "2 meets NaN or Inf"),
-        (normed_weight, {}, ModelError, "parametrization"),
     ],
 )
 def test_what_cannot_be_done_is_one_clear_error(net, settings, error, message):

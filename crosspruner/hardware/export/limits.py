@@ -53,10 +53,10 @@ def export_limits(plan: Plan, folder: str | Path) -> Path:
 def _folded(layer: LayerPlan) -> dict[str, int]:
     """Rows, columns (in weights) and number of the tiles of one conv group, folded."""
     tiling = choose_tiling(layer.geometry, layer.crossbar, MappingSpec("folded"))
-    rows = min(tiling.kin * tiling.fm_rows, layer.crossbar.rows)
+    rows = min(tiling.kin * tiling.bundle * tiling.fm_rows, layer.crossbar.rows)
     matrix = layer.geometry.group_inputs * tiling.fm_rows
     tiles = ceil_div(matrix, rows) * tiling.output_groups
-    return {"rows": rows, "cols": tiling.kout, "tiles": tiles}
+    return {"rows": rows, "cols": tiling.kout * tiling.bundle, "tiles": tiles}
 
 
 def _crosssim_core(plan: Plan) -> dict[str, Any]:

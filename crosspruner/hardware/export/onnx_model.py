@@ -9,8 +9,10 @@ import torch
 from torch import nn
 
 from crosspruner.errors import ModelError
+from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.export.packages import needs
 from crosspruner.hardware.plan import Plan
+from crosspruner.hardware.weight_form import read_matrix, write_matrix
 
 
 def export_onnx(
@@ -76,13 +78,12 @@ def export_onnx(
 def pruned_copy(plan: Plan, model: nn.Module) -> nn.Module:
     """A copy of the model whose pruned weights are zero."""
     copy = deepcopy(model)
-    modules = dict(copy.named_modules())
     with torch.no_grad():
         for layer in plan.layers:
-            weight = modules[layer.name].weight
-            assert isinstance(weight, torch.Tensor)
-            kept = layer.kept.to(weight.device)
-            weight.mul_(kept.view(*kept.shape, *[1] * (weight.dim() - 2)))
+            module = layer_module(copy, layer.name)
+            if layer.mask is not None and layer.weight_form != "computed":
+                matrix = read_matrix(module)
+                write_matrix(module, matrix * layer.kept.to(matrix.device)[:, :, None, None])
     return copy
 
 
