@@ -47,3 +47,9 @@ class LayerGeometry:
     def group_outputs(self) -> int:
         """Output FMs of one conv group."""
         return self.out_channels // self.conv_groups
+
+    @property
+    def macs(self) -> int:
+        """Multiplications of a weight and an input per image, those with zero padding included."""
+        positions = self.out_size[0] * self.out_size[1] * self.calls
+        return self.out_channels * self.group_inputs * self.kernel[0] * self.kernel[1] * positions

@@ -1,0 +1,86 @@
+"""Every architecture: plan, prune at once at both grains, save, load, and run on crossbars."""
+
+import importlib.util
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import crosspruner as cp
+from crosspruner.pruning.budget import prunable_layers, units_of
+
+_SPEC = importlib.util.spec_from_file_location(
+    "zoo", Path(__file__).resolve().parents[1] / "scripts" / "zoo.py"
+)
+zoo = importlib.util.module_from_spec(_SPEC)
+sys.modules["zoo"] = zoo
+_SPEC.loader.exec_module(zoo)
+ZOO = zoo.ZOO
+
+# Relative to the largest logit, in float64. The crossbars add up in another order than torch does,
+# and batch norms of random networks, measured on a few small images, magnify that a million times.
+TOLERANCE = 1e-8
+
+GROUPED = {"crossbar": "block_diagonal", "column": "apart"}
+
+
+def quietly(function, *args, **kwargs):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*never pruned.*")
+        return function(*args, **kwargs)
+
+
+def check(entry, grain: str, folder) -> None:
+    model = entry.small().double()
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(4, 3, entry.size, entry.size, generator=generator).double()
+    # Small crossbars, so that small layers have blocks to give; no refit: this is about shapes.
+    spec = cp.MappingSpec("folded" if grain == "crossbar" else "semifolded", grouped=GROUPED[grain])
+    chip = {"crossbar": "64x64", "mapping": spec, "grain": grain, "exclude": entry.exclude}
+    dense_plan = quietly(cp.plan_model, model, tuple(images.shape[1:]), **chip)
+    unit, _, most = units_of(prunable_layers(dense_plan, grain))
+    ratio = min(0.1, 0.5 * int((unit * most).sum()) / dense_plan.compute_crossbars)
+    pruned = quietly(
+        cp.prune, model, [images], **chip, ratio=ratio, solver="magnitude", refit=False
+    )
+    off = abs(pruned.saved - ratio) * dense_plan.compute_crossbars
+    assert 0 < ratio
+    assert off <= int(unit.max()) / 2
+    pruned.save(folder)
+    vanilla = entry.small().double()
+    vanilla.load_state_dict(load_file(folder / "weights.safetensors"), strict=True)
+    images = images[:2]
+    plan = cp.Plan.load(folder / "mapping.json")
+    with torch.no_grad():
+        expected = vanilla(images)
+        dense = model(images)
+    found = cp.simulate(plan, vanilla, images)
+    scale = expected.abs().max()
+    assert float(scale) > 0
+    assert float((found - expected).abs().max() / scale) < TOLERANCE
+    assert float((dense - expected).abs().max() / scale) > 1e-3  # it was pruned
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+@pytest.mark.parametrize("entry", [e for e in ZOO if e.fast], ids=lambda e: e.label)
+def test_zoo_in_short(entry, grain, tmp_path):
+    check(entry, grain, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+@pytest.mark.parametrize("entry", [e for e in ZOO if not e.fast], ids=lambda e: e.label)
+def test_zoo(entry, grain, tmp_path):
+    check(entry, grain, tmp_path)
+
+
+def test_the_zoo_spans_what_is_promised():
+    assert len(ZOO) >= 60
+    assert len({e.label for e in ZOO}) == len(ZOO)
+    promised = "VGG,ResNet,RegNet,ResNeXt,DenseNet,MobileNet v2,MobileNet v3,MobileNet v4"
+    promised += ",EfficientNet,ConvNeXt,NFNet,ViT,DeiT,Swin,MaxViT,MLP-Mixer,EfficientFormer"
+    promised += ",FastViT,Inception,SqueezeNet"
+    assert {e.family for e in ZOO} == set(promised.split(","))
