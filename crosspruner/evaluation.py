@@ -188,8 +188,8 @@ def _packed(
     )
     weights = load_file(folder / "pruned" / "weights.safetensors")
     for name, mask in masks.items():
-        keys = (f"{name}.weight", f"{name}_weight", f"{name}.weight_v")
-        keys += (f"{name}.parametrizations.weight.original1",)
+        endings = (".weight", "_weight", ".weight_v", ".parametrizations.weight.original1")
+        keys = [f"{name}{ending}" for ending in endings]
         weight = next(weights[key] for key in keys if key in weights)
         kept = GroupLayout.of(plan.layer(name), settings.grain.name).expand_like(mask, weight)
         left = int((weight[~kept.expand_as(weight)] != 0).sum())

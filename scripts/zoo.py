@@ -73,10 +73,10 @@ def wake(model: nn.Module) -> None:
                 std = 0.02 if parameter.dim() > 1 and min(parameter.shape) > 1 else 0.5
                 parameter.normal_(std=std, generator=generator)
         for module in model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                if module.running_mean is not None:
-                    module.running_mean.normal_(std=0.1, generator=generator)
-                    module.running_var.uniform_(0.5, 1.5, generator=generator)
+            mean, variance = (getattr(module, f"running_{key}", None) for key in ("mean", "var"))
+            if isinstance(mean, torch.Tensor) and isinstance(variance, torch.Tensor):
+                mean.normal_(std=0.1, generator=generator)
+                variance.uniform_(0.5, 1.5, generator=generator)
 
 
 def _t(family: str, name: str, size: int, table_size: int = 224, **more: Any) -> Entry:
@@ -96,7 +96,6 @@ ZOO = [
     _v("VGG", "vgg11_bn", 32, exclude=("features.0", "classifier.*")),
     _v("ResNet", "resnet18", 32),
     _v("ResNet", "resnet50", 32),
-    _v("ResNet", "wide_resnet50_2", 32),
     _t("ResNet", "resnet10t", 32),
     _t("ResNet", "resnet26d", 32),
     _t("ResNet", "legacy_seresnet18", 64),

@@ -1,7 +1,7 @@
 """Counts the crossbars of the model zoos and writes the table of docs/models.md.
 
-    python scripts/zoo_table.py               # prints the table
-    python scripts/zoo_table.py --write       # puts it into docs/models.md
+python scripts/zoo_table.py               # prints the table
+python scripts/zoo_table.py --write       # puts it into docs/models.md
 """
 
 import time
@@ -86,8 +86,9 @@ def row(entry: Entry) -> tuple[list[str], float, float]:
 
 def lines(rows: list[list[str]]) -> Iterator[str]:
     """A Markdown table."""
+    text = {0, 1, len(HEAD) - 1}
     yield "| " + " | ".join(HEAD) + " |"
-    yield "|" + "|".join("---" if i in (0, 1, len(HEAD) - 1) else "--:" for i in range(len(HEAD))) + "|"
+    yield "|" + "".join("---|" if i in text else "--:|" for i in range(len(HEAD)))
     yield from ("| " + " | ".join(cells) + " |" for cells in rows)
 
 

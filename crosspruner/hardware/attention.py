@@ -96,7 +96,7 @@ _ADAPTERS: "WeakKeyDictionary[nn.Module, dict[str, nn.Linear]]" = WeakKeyDiction
 
 
 def layer_name(parameter: str) -> str:
-    """The layer that a weight belongs to: "a.b.weight" -> "a.b", "a.in_proj_weight" -> "a.in_proj"."""
+    """The layer of a weight: "a.b.weight" -> "a.b", "a.in_proj_weight" -> "a.in_proj"."""
     if parameter == "weight":
         return ""
     return parameter.removesuffix(".weight").removesuffix("_weight")

@@ -9,9 +9,9 @@ from crosspruner.hardware.mapping import LayerGeometry, Tiling, ceil_div
 def reduction_crossbars(tiling: Tiling, crossbar: Crossbar, fan_in: Tensor) -> int:
     """Crossbars that add up the partial outputs of one layer.
 
-    A reduction crossbar stacks F = floor(R / V) vectors of V = kout * h * w (times the bundle) partial outputs on its
-    rows and adds them, so p partial sums take ceil((p - 1) / (F - 1)) of them per output group and
-    slice.
+    A reduction crossbar stacks F = floor(R / V) vectors of V = kout * h * w (times the bundle)
+    partial outputs on its rows and adds them, so p partial sums take ceil((p - 1) / (F - 1)) of
+    them per output group and slice.
 
     Our reading where a vector is longer than half the rows (F < 2, no addition possible): the
     vector is cut into the fewest equal pieces of which two fit, and each piece is added by

@@ -118,7 +118,7 @@ class LayerPlan:
 
     @property
     def input_table(self) -> Tensor:
-        """(G / bundle * P, bundle * kin) int64: the FMs on the rows of each input group; -1 = none."""
+        """(G / bundle * P, bundle * kin) int64: FMs on the rows of each input group; -1 = none."""
         return output_table(self.input_fms, self.kin, self.bundle)
 
     @property
@@ -145,7 +145,9 @@ class LayerPlan:
     @property
     def dense_compute_crossbars(self) -> int:
         """The same before pruning: G / bundle * P * Q * slices * row_splits."""
-        return self.conv_groups // self.bundle * self.tiling.blocks * self.tiling.crossbars_per_block
+        return (
+            self.conv_groups // self.bundle * self.tiling.blocks * self.tiling.crossbars_per_block
+        )
 
     @cached_property
     def reduction_crossbars(self) -> int:

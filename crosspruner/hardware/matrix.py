@@ -260,7 +260,8 @@ def _with_zeros_between(x: Tensor, stride: tuple[int, ...]) -> Tensor:
         return x
     sizes = [(n - 1) * s + 1 for n, s in zip(x.shape[2:], stride, strict=True)]
     spread = x.new_zeros(*x.shape[:2], *sizes)
-    spread[(..., *(slice(None, None, s) for s in stride))] = x
+    every = [slice(None, None, s) for s in stride]
+    spread[(slice(None), slice(None), *every)] = x
     return spread
 
 

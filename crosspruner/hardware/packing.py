@@ -24,7 +24,7 @@ class Packing:
     block_input: Tensor
     """(N,) int64: global input group, conv_group (or bundle) * P + p, whose FMs drive the rows."""
     block_outputs: Tensor
-    """(N, bundle * Kout) int64: the output FM that each column adds into; -1 = the column is free."""
+    """(N, bundle * Kout) int64: the output FM that each column adds into; -1 = it is free."""
     block_group: Tensor | None
     """(N,) int64: global output group, conv_group (or bundle) * Q + q; None if recombined."""
 
@@ -68,8 +68,8 @@ def pack(
         group = g * quantity + q
         return Packing(g * input_groups + p, table[group], group)
 
-    # A lane is the outputs that may share crossbars. Rank of each surviving column among those of its
-    # lane and input group: rank // room is its crossbar there, rank % room its column.
+    # A lane is the outputs that may share crossbars. Rank of each surviving column among those of
+    # its lane and input group: rank // room is its crossbar there, rank % room its column.
     lanes, room = output_order.reshape(groups * sections, -1), kout * bundle
     kept = mask[lanes].transpose(1, 2)
     g, p, place = kept.nonzero().unbind(1)

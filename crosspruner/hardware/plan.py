@@ -316,10 +316,11 @@ def plan_model(
 
 def _warn_of_computed(traced: Trace) -> None:
     """Names the layers that are counted and simulated, but that pruning cannot touch."""
-    names = [name for name, form in traced.forms.items() if form == "computed"]
+    forms = traced.forms.items()
+    names = [name or "the model itself" for name, form in forms if form == "computed"]
     if names:
         warnings.warn(
-            f"{', '.join(name or 'the model itself' for name in names)}: the weight is computed anew in each pass, in a way that is not "
+            f"{', '.join(names)}: the weight is computed anew in each pass, in a way that is not "
             "known, so these layers are counted but never pruned. Remove the parametrization to "
             "prune them.",
             stacklevel=3,

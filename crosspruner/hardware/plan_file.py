@@ -12,7 +12,6 @@ from crosspruner.hardware.crossbar import Crossbar
 from crosspruner.hardware.geometry import LayerGeometry
 from crosspruner.hardware.layer_plan import LayerPlan, checked_order
 from crosspruner.hardware.mapping import Tiling
-from crosspruner.hardware.packing import output_table
 
 VERSION = 2
 READABLE = (1, 2)

@@ -25,8 +25,9 @@ def simulate(plan: Plan, model: nn.Module, x: Tensor, execute: Execute | None = 
     """Runs the model with every planned layer executed crossbar by crossbar.
 
     The convolutions and matrix products of the planned layers are replaced while the model runs,
-    whether their modules are called or a function uses their weights, with the weights, biases and padding that its modules pass to them; everything else (activation,
-    normalisation, pooling, sums) is computed as usual. Pruned blocks or columns are not in the plan
+    whether their modules are called or a function uses their weights, with the weights, biases and
+    padding that are passed to them; everything else (activation, normalisation, pooling, sums) is
+    computed as usual. Pruned blocks or columns are not in the plan
     and so are not computed, whatever the model's weights hold there.
 
     Args:

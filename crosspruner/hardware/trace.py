@@ -66,7 +66,9 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     Raises:
         ModelError: the forward pass fails, or it meets no layer.
     """
-    names = {module: name for name, module in model.named_modules() if isinstance(module, LAYERS)}
+    names: dict[nn.Module, str] = {
+        module: name for name, module in model.named_modules() if isinstance(module, LAYERS)
+    }
     tracer = _Tracer(names)
     with (
         _evaluation(model),
@@ -287,7 +289,7 @@ def _not_mapped(model: nn.Module, mapped: set[str]) -> dict[str, str]:
             continue
         if isinstance(module, NORMS) or kind.lower().endswith("norm"):
             left[name] = kind
-        elif isinstance(module, LAYERS) or isinstance(module, nn.Embedding | nn.EmbeddingBag):
+        elif isinstance(module, (*LAYERS, nn.Embedding, nn.EmbeddingBag)):
             left[name] = f"{kind}, never called" if isinstance(module, LAYERS) else kind
         else:
             for key, parameter in own.items():

@@ -3,13 +3,11 @@
 The crossbars hold the weight that is computed. Pruning has to put back what gives it: exact zeros
 there must be exact zeros of the parameters, and the vanilla network must compute them again.
 
-| form | the weight | pruned? |
-|---|---|---|
-| plain | the parameter | yes |
-| weight_norm | g v / |v| (torch's old and new weight norm) | yes: v = the new weight, g = its norm |
-| standardised | (w - mean) / std of each output, times a gain (timm's StdConv2d, ScaledStdConv2d) | yes:
-  kept weights of mean zero, the gain takes up their norm; without a gain the norm is fixed |
-| computed | any other way | never; counted, and named in a warning |
+* plain: the parameter. Pruned.
+* weight_norm: g v / |v| (torch's weight norms). Pruned: v = the new weight, g = its norm.
+* standardised: (w - mean) / std of each output, times a gain (timm's StdConv2d, ScaledStdConv2d).
+  Pruned: kept weights of mean zero, the gain takes up their norm; without a gain the norm is fixed.
+* computed: any other way. Never pruned; counted, simulated, and named in a warning.
 """
 
 from typing import Any

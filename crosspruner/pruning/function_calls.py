@@ -1,4 +1,4 @@
-"""Layers whose module is never called: a function uses their weight (shifted windows, attention)."""
+"""Layers whose module is never called: a function uses their weight (windows, attention)."""
 
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager

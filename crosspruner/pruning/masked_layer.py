@@ -61,7 +61,7 @@ class MaskedLayer:
 
     @torch.no_grad()
     def latent(self) -> Tensor:
-        """The weight with the pruned groups' waiting values in their places, (Cout, fan_in, ...)."""
+        """The weight with the pruned groups' waiting values in place, (Cout, fan_in, ...)."""
         return self._matrix(self._latent())
 
     def _latent(self) -> Tensor:

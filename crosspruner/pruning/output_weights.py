@@ -49,9 +49,7 @@ def output_weights(
     sums = {n: torch.zeros(matrix_shape(modules[n])[0], dtype=torch.float64) for n in names}
     watchers = {modules[u]: _Watcher(sums[name]) for name, users in names.items() for u in users}
     frozen = [p for p in network.parameters() if p.requires_grad]
-    hooks = [
-        module.register_forward_hook(watcher) for module, watcher in watchers.items()
-    ]
+    hooks = [module.register_forward_hook(watcher) for module, watcher in watchers.items()]
     functions = FunctionCalls(watchers, after=lambda m, _, y: watchers[m](m, (), y))
     try:
         for parameter in frozen:

@@ -66,7 +66,8 @@ def stops(network: nn.Module, images: Tensor, layers: Mapping[str, Iterable[str]
     """
     modules = dict(network.named_modules())
     known = {
-        name: Stop(name, [layer_module(network, n) for n in names]) for name, names in layers.items()
+        name: Stop(name, [layer_module(network, n) for n in names])
+        for name, names in layers.items()
     }
     known |= {name: Stop(name, [m]) for name, m in modules.items() if isinstance(m, _BatchNorm)}
     found: dict[str, Stop] = {}

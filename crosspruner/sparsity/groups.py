@@ -9,7 +9,8 @@ groups of Kout FMs. What is removed as a unit is
 
 A mask is a bool tensor (U, P), one row per *unit*: U = conv_groups * Q output groups, or U = Cout
 output FMs. Conv groups that share crossbars block-diagonally (a bundle) share their units too:
-U = conv_groups / bundle * Q, a unit being the q-th block of each of them. Every operation here is a gather or a scatter over that small tensor.
+U = conv_groups / bundle * Q, a unit being the q-th block of each of them. Every operation here is a
+gather or a scatter over that small tensor.
 """
 
 from dataclasses import dataclass
