@@ -64,15 +64,22 @@ def check(entry, grain: str, folder) -> None:
     assert float((dense - expected).abs().max() / scale) > 1e-3  # it was pruned
 
 
-@pytest.mark.parametrize("grain", ["crossbar", "column"])
-@pytest.mark.parametrize("entry", [e for e in ZOO if e.fast], ids=lambda e: e.label)
+# A few, at one grain each, in every test run; the rest is slow.
+SHORT = [(e, ("crossbar", "column")[i % 2]) for i, e in enumerate(e for e in ZOO if e.fast)]
+LONG = [(e, grain) for e in ZOO for grain in GROUPED if (e, grain) not in SHORT]
+
+
+def label(value):
+    return value if isinstance(value, str) else value.label
+
+
+@pytest.mark.parametrize(("entry", "grain"), SHORT, ids=label)
 def test_zoo_in_short(entry, grain, tmp_path):
     check(entry, grain, tmp_path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("grain", ["crossbar", "column"])
-@pytest.mark.parametrize("entry", [e for e in ZOO if not e.fast], ids=lambda e: e.label)
+@pytest.mark.parametrize(("entry", "grain"), LONG, ids=label)
 def test_zoo(entry, grain, tmp_path):
     check(entry, grain, tmp_path)
 
@@ -84,3 +91,23 @@ def test_the_zoo_spans_what_is_promised():
     promised += ",EfficientNet,ConvNeXt,NFNet,ViT,DeiT,Swin,MaxViT,MLP-Mixer,EfficientFormer"
     promised += ",FastViT,Inception,SqueezeNet"
     assert {e.family for e in ZOO} == set(promised.split(","))
+
+
+def test_the_table_lists_all_of_the_zoo_and_maps_nearly_every_product():
+    text = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines()]
+    rows = {cells[1]: cells for cells in table if len(cells) == 12 and "`" in cells[1]}
+    assert set(rows) == {f"{e.source} `{e.name}`" for e in ZOO}
+    assert all(float(cells[5].rstrip("%")) >= 99 for cells in rows.values())
+    assert all(cells[11] == "ok" for cells in rows.values())
+
+
+@pytest.mark.parametrize("name", ["squeezenet1_1", "vit_tiny_patch16_224"])
+def test_the_table_is_what_the_plans_say(name):
+    text = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text(encoding="utf-8")
+    (line,) = [line for line in text.splitlines() if f" `{name}` " in line]
+    entry = next(e for e in ZOO if e.name == name)
+    model = entry.create().eval()
+    for mapping, column in (("folded", 8), ("semifolded", 9)):
+        plan = cp.plan_model(model, (3, entry.table_size, entry.table_size), "256x256", mapping)
+        assert line.split("|")[column].strip() == f"{plan.compute_crossbars:,}"
