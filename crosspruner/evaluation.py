@@ -21,6 +21,7 @@ from crosspruner.config import RunSettings, run_settings
 from crosspruner.errors import ConfigError, RunFolderError
 from crosspruner.experiment import network_of, open_data, quieten_lightning
 from crosspruner.hardware import Plan, plan_model
+from crosspruner.hardware.effective import weight_name
 from crosspruner.sparsity import GroupLayout
 from crosspruner.training import Classifier
 
@@ -188,9 +189,7 @@ def _packed(
     )
     weights = load_file(folder / "pruned" / "weights.safetensors")
     for name, mask in masks.items():
-        endings = (".weight", "_weight", ".weight_v", ".parametrizations.weight.original1")
-        keys = [f"{name}{ending}" for ending in endings]
-        weight = next(weights[key] for key in keys if key in weights)
+        weight = weights[weight_name(name, weights)]
         kept = GroupLayout.of(plan.layer(name), settings.grain.name).expand_like(mask, weight)
         left = int((weight[~kept.expand_as(weight)] != 0).sum())
         if left:

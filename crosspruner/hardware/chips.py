@@ -118,7 +118,7 @@ def _by_weights(
     batches: Sequence[Batch],
     bfloat16: bool,
 ) -> Iterator[float]:
-    layers = layers_on_device(plan, model, device)
+    layers, keys = layers_on_device(plan, model, device), model.state_dict().keys()
     kind = batches[0][0].device.type
     with (
         _inputs_of(plan, model, device.input_bits),
@@ -126,7 +126,7 @@ def _by_weights(
     ):
         for first in range(0, len(seeds), _AT_ONCE):
             some = seeds[first : first + _AT_ONCE]
-            drawn = {weight_name(name, model): w.on(device, some) for name, w in layers.items()}
+            drawn = {weight_name(name, keys): w.on(device, some) for name, w in layers.items()}
             # One chip after the other: vmap turns the chips of a convolution into groups, which
             # measured 1.8 (float32) and 3.4 (bfloat16) times slower on a CPU.
             for i in range(len(some)):

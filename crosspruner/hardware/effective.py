@@ -7,7 +7,7 @@ block**: the errors of a weight are then the same at every output position, inst
 from copy to copy, and the cells of the band that hold no weight are left out. `OnDevice` has both.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import cached_property
 
 import torch
@@ -97,17 +97,24 @@ def device_weights(
     Raises:
         ConfigError: the device has effects that no weight can stand for, or does not fit the cells.
     """
+    keys = model.state_dict().keys()
     return {
-        weight_name(name, model): weights.on(device, seeds)
+        weight_name(name, keys): weights.on(device, seeds)
         for name, weights in layers_on_device(plan, model, device).items()
     }
 
 
-def weight_name(layer: str, model: nn.Module) -> str:
-    """The parameter of a layer's weight; the network may be that layer itself."""
-    names = (f"{layer}.weight" if layer else "weight", f"{layer}_weight", layer)
-    known = dict(model.named_parameters(remove_duplicate=False))
-    return next((name for name in names if name in known), names[0])
+def weight_name(layer: str, keys: Collection[str]) -> str:
+    """The key of the tensor whose zeros are zeros of a layer's weight.
+
+    Args:
+        layer: its name; "" = the network itself.
+        keys: of the network's state dict.
+    """
+    own = f"{layer}.weight" if layer else "weight"
+    names = (own, f"{layer}_weight", f"{own}_v", layer)
+    names += (own.replace("weight", "parametrizations.weight.original1"),)
+    return next((name for name in names if name in keys), own)
 
 
 def holds_weight(layer: LayerPlan, model: nn.Module) -> bool:

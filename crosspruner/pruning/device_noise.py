@@ -57,12 +57,13 @@ class DeviceNoise(pl.Callback):
         if not self.device.changes_weights or not self._due(trainer.global_step):
             return
         network = pl_module.get_submodule(self.pruning.root)
+        keys = network.state_dict().keys()
         if not self._layers:
             self._layers = layers_on_device(self.pruning.plan, network, self.device)
         chip = (self.seed + 1) * _CHIPS + trainer.global_step * 4096 + batch_idx % 4096
         self._images.append(images_of(batch).detach())
         for name, layer in self._layers.items():
-            weight = network.get_parameter(weight_name(name, network))
+            weight = network.get_parameter(weight_name(name, keys))
             with torch.no_grad():
                 self._clean[name] = weight.detach().clone()
                 weight.copy_(layer.on(self.device, [chip])[0])
@@ -96,7 +97,8 @@ class DeviceNoise(pl.Callback):
 
     def _restore(self, pl_module: pl.LightningModule) -> None:
         network = pl_module.get_submodule(self.pruning.root)
+        keys = network.state_dict().keys()
         with torch.no_grad():
             for name, clean in self._clean.items():
-                network.get_parameter(weight_name(name, network)).copy_(clean)
+                network.get_parameter(weight_name(name, keys)).copy_(clean)
         self._clean = {}

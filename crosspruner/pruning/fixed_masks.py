@@ -6,6 +6,8 @@ from torch import nn
 
 from crosspruner.errors import PlanError
 from crosspruner.hardware import Plan
+from crosspruner.hardware.attention import has_layer, layer_module
+from crosspruner.hardware.matrix import LAYERS, matrix_shape
 from crosspruner.pruning.oneshot import PruneResult
 from crosspruner.pruning.pruner import Pruner
 from crosspruner.pruning.schedule import Phase
@@ -42,10 +44,9 @@ class FixedMasks(Pruner):
         Raises:
             PlanError: the network lacks a layer, or has one of another shape.
         """
-        modules = dict(network.named_modules())
         for name, layout in self.layouts.items():
-            weight = getattr(modules.get(name), "weight", None)
-            shape = None if weight is None else tuple(weight.shape[:2])
+            module = layer_module(network, name) if has_layer(network, name) else None
+            shape = matrix_shape(module)[:2] if isinstance(module, LAYERS) else None
             if shape != (layout.out_channels, layout.fan_in):
                 raise PlanError(
                     f"the masks of {name} are for a weight of {layout.out_channels} outputs and "

@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosspruner.errors import DataError, ModelError
-from crosspruner.pruning.moments import pad_input
-from crosspruner.pruning.targets import as_maps
+from crosspruner.hardware.matrix import operation_of, output_maps, padded_maps, window_of
 from crosspruner.pruning.walk import forward
 from crosspruner.sparsity import GroupLayout
 
@@ -99,9 +98,8 @@ class _Watcher:
 
     @torch.no_grad()
     def note(self, inputs: Tensor, gradient: Tensor) -> None:
-        x, g = as_maps(self.module, inputs).float(), as_maps(self.module, gradient).float()
-        if isinstance(self.module, nn.Conv2d):
-            x = pad_input(self.module, x, g.shape[-2:])
+        g = output_maps(self.module, gradient).float()
+        x = padded_maps(self.module, inputs, (g.shape[2], g.shape[3])).float()
         entries = self.weight[0].numel() * self.layout.conv_groups * g.shape[2] * g.shape[3]
         chunk = max(1, _ENTRIES // entries)
         pairs = zip(x.split(chunk), g.split(chunk), strict=True)
@@ -111,10 +109,11 @@ class _Watcher:
 
     def _slopes(self, x: Tensor, g: Tensor) -> Tensor:
         layout, module = self.layout, self.module
-        if isinstance(module, nn.Conv2d):
-            x = F.unfold(x, module.kernel_size, module.dilation, 0, module.stride)
-        else:
+        if operation_of(module) == "linear":
             x = x.flatten(2)
+        else:
+            kernel, stride, dilation = window_of(module)
+            x = F.unfold(x, kernel, dilation, 0, stride)
         x = x.unflatten(1, (layout.conv_groups, -1))
         g = g.flatten(2).unflatten(1, (layout.conv_groups, -1))
         weight = self.weight.flatten(1).to(x.device)

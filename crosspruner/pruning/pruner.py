@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crosspruner.errors import CheckpointError, ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec, Plan, plan_model
+from crosspruner.hardware.attention import has_layer, layer_module
 from crosspruner.pruning.budget import prunable_layers
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
@@ -169,13 +170,16 @@ class Pruner:
 
         The same network keeps its masks; another one starts anew.
         """
-        modules = dict(network.named_modules())
-        if any(modules.get(name) is not layer.module for name, layer in self.layers.items()):
+        if any(
+            not has_layer(network, name) or layer_module(network, name) is not layer.module
+            for name, layer in self.layers.items()
+        ):
             self.layers = {}  # what the last network had does not concern this one
         if not self.layers:
             self.frozen = False
             self.layers = {
-                name: MaskedLayer(modules[name], layout) for name, layout in self.layouts.items()
+                name: MaskedLayer(layer_module(network, name), layout)
+                for name, layout in self.layouts.items()
             }
             self.begin()
         if self._pending is not None:
