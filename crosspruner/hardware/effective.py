@@ -112,8 +112,8 @@ def weight_name(layer: str, keys: Collection[str]) -> str:
         keys: of the network's state dict.
     """
     own = f"{layer}.weight" if layer else "weight"
-    names = (own, f"{layer}_weight", f"{own}_v", layer)
-    names += (own.replace("weight", "parametrizations.weight.original1"),)
+    stored = own.replace("weight", "parametrizations.weight.original1")
+    names = (own, f"{layer}_weight", f"{own}_v", layer, stored)
     return next((name for name in names if name in keys), own)
 
 
