@@ -1,0 +1,101 @@
+"""A race read from run folders: means and spreads by hand, who is ahead, what is missing."""
+
+import json
+import runpy
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from crosspruner.errors import RunFolderError
+from crosspruner.reporting.race import largest_saving, missing_rows, race_runs, standings, top
+from crosspruner.reporting.race_page import race_page
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder, part, method, seed, after, ratio=0.5, grain="column", done=True, saved=None):
+    saved = ratio if saved is None else saved
+    place = folder / "vgg8" / part / f"{method}_{grain}_{ratio}_{seed}"
+    place.mkdir(parents=True)
+    summary = {
+        "method": method, "grain": grain, "reorder": "none", "ratio": ratio, "seed": seed,
+        "dense_accuracy": 0.9, "accuracy": after, "accuracy_drop": 0.9 - after,
+        "oneshot_accuracy": after - 0.1, "compute_saved": saved, "total_saved": saved / 2,
+        "compute_crossbars": 1000 * (1 - saved), "total_crossbars": 2000 - 1000 * saved,
+        "compute_crossbars_dense": 1000, "total_crossbars_dense": 2000, "wall_seconds": 120,
+    }  # fmt: skip
+    (place / "summary.json").write_text(json.dumps(summary))
+    if done:
+        (place / "DONE").write_text("")
+
+
+@pytest.fixture
+def race(tmp_path):
+    for seed, after in enumerate((0.88, 0.90)):
+        run(tmp_path, "race", "lgd_rpp", seed, after)
+    for seed, after in enumerate((0.86, 0.86)):
+        run(tmp_path, "race", "magnitude", seed, after)
+    run(tmp_path, "race", "liang2018", 0, 0.899, saved=0.3)  # stopped before the ratio
+    run(tmp_path, "race", "taylor", 0, 0.99, done=False)
+    run(tmp_path, "claims", "lgd_rpp", 0, 0.87, 0.75)
+    run(tmp_path, "claims", "lgd_rpp", 0, 0.895, grain="crossbar")
+    return tmp_path
+
+
+def test_means_and_spreads_by_hand(race):
+    table = standings(race_runs(race))
+    row = table[(table["method"] == "lgd_rpp") & (table["ratio"] == 0.5)]
+    row = row[row["grain"] == "column"].to_dict("records")[0]
+    assert row["after"] == pytest.approx(0.89)
+    assert row["after_spread"] == pytest.approx(0.01)
+    assert row["before"] == pytest.approx(0.79)
+    assert (row["seeds"], row["minutes"], row["compute"]) == (2, 2, 500)
+    assert "taylor" not in set(table["method"])  # not finished
+
+
+def test_missing_rows_are_named(race):
+    table = standings(race_runs(race))
+    assert missing_rows(table, ["vgg8"], ["lgd_rpp", "magnitude"], [0.5]) == []
+    assert missing_rows(table, ["vgg8"], ["lgd_rpp", "taylor"], [0.5, 0.72]) == [
+        "vgg8 lgd_rpp 0.72", "vgg8 taylor 0.5", "vgg8 taylor 0.72",
+    ]  # fmt: skip
+
+
+def test_the_largest_saving_within_a_drop(race):
+    table = standings(race_runs(race))
+    assert largest_saving(table, 0.1) is not None
+    assert largest_saving(table, 0.1)["method"] == "liang2018"
+    assert largest_saving(table, 1.0)["saved"] == 0.5
+    assert largest_saving(table, 3.0)["saved"] == 0.75
+    assert largest_saving(table, 0.01) is None
+    assert top(table, "saved")["ratio"] == 0.75
+
+
+def test_the_page_says_who_is_ahead_and_what_the_paper_has(race, tmp_path):
+    page = race_page(race_runs(race), tmp_path / "race.md", "typed", "torch 1")
+    assert "| **lgd_rpp** | 50.0% | 79.00% ± 1.00 | 89.00% ± 1.00 | 1.00 | 500 |" in page
+    # what stopped at 30 % is not compared with what saved 50 %
+    assert "At 50.0%: lgd_rpp, the best of ours, is 3.00 points ahead of magnitude" in page
+    assert "The paper saves 72.1% of the compute crossbars of vgg8." in page
+    assert "Here lgd_rpp at column grain saves 75.00% and drops 3.00 points." in page
+    assert "typed" in page
+    for suffix in ("svg", "png"):
+        assert (tmp_path / "race" / f"vgg8.{suffix}").stat().st_size > 1000
+    assert "![Accuracy against compute crossbars saved, vgg8](race/vgg8.svg)" in page
+
+
+def test_a_folder_without_a_race_is_refused(tmp_path):
+    run(tmp_path, "race", "taylor", 0, 0.9, done=False)
+    with pytest.raises(RunFolderError, match="OUT of"):
+        race_runs(tmp_path)
+
+
+def test_the_script_fails_where_a_row_is_missing(race, tmp_path):
+    main = runpy.run_path(str(ROOT / "scripts" / "race_table.py"))["main"]
+    given = [str(race), "--out", str(tmp_path / "page.md"), "--network", "vgg8", "--ratio", "0.5"]
+    assert CliRunner().invoke(main, [*given, "--method", "magnitude"]).exit_code == 0
+    done = CliRunner().invoke(main, [*given, "--method", "taylor"])
+    assert done.exit_code == 1
+    assert "vgg8 taylor 0.5" in done.output
+    assert (tmp_path / "page.md").exists()
