@@ -128,3 +128,10 @@ def test_what_cannot_be_done_is_said():
         cp.prune(network, [IMAGES], "18x8", SPEC, **given)
     with pytest.raises(ConfigError, match="grain=column"):
         cp.prune(network, [IMAGES], "18x8", SPEC, grain="crossbar", refit=False, **given)
+
+
+def test_the_crossbars_compute_what_the_network_does():
+    given = {"solver": "torch_pruning", "budget": "global", "refit": False, "ratio": 0.4}
+    result = cp.prune(trained(), [IMAGES], "18x8", SPEC, exclude=["last"], **given)
+    logits = cp.simulate(result.plan, result.model, IMAGES)
+    torch.testing.assert_close(logits.float(), result.model(IMAGES), rtol=1e-4, atol=1e-4)
