@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import BudgetError, ConfigError
+from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.plan import Plan
 from crosspruner.sparsity import GroupLayout
 
@@ -64,7 +65,7 @@ def remove_channels(
             + (f" and exclude the grouped layers {', '.join(grouped)}" if grouped else "")
         )
     ranking = _Ranking(network, images)
-    modules = dict(network.named_modules())
+    modules = {name: layer_module(network, name) for name in layouts}
     wanted = ratio * plan.compute_crossbars
 
     def masks_of(channels: Channels) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

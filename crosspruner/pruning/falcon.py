@@ -20,6 +20,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.plan import Plan
 from crosspruner.pruning.global_choice import choose_masks
 from crosspruner.pruning.group_slopes import group_slopes
@@ -59,7 +60,7 @@ def falcon_masks(
     Returns:
         Layer name -> (U, P) bool at the exact budget.
     """
-    modules = dict(network.named_modules())
+    modules = {name: layer_module(network, name) for name in layouts}
     live = {name: _weight(modules[name]) for name in layouts}
     dense = {name: weight.clone() for name, weight in live.items()}
     masks = {name: torch.ones(layout.shape, dtype=torch.bool) for name, layout in layouts.items()}

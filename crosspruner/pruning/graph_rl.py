@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.plan import Plan
 from crosspruner.pruning.global_choice import choose_masks
 from crosspruner.pruning.group_slopes import group_slopes
@@ -59,7 +60,7 @@ def graph_rl_masks(
     Returns:
         Layer name -> (U, P) bool at the exact budget: the best that any episode has met.
     """
-    modules = dict(network.named_modules())
+    modules = {name: layer_module(network, name) for name in layouts}
     live = {name: _weight(modules[name]) for name in layouts}
     dense = {name: weight.clone() for name, weight in live.items()}
     slopes = group_slopes(network, layouts, users, dense, batches, generator)

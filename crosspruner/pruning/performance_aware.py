@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.plan import Plan
 from crosspruner.pruning.budget import check_ratio, settle, units_of
 from crosspruner.pruning.walk import forward
@@ -53,7 +54,7 @@ def performance_aware_masks(
     """
     target = check_ratio(plan, layouts, ratio)
     unit, blocks, most = units_of(layouts)
-    modules = dict(network.named_modules())
+    modules = {name: layer_module(network, name) for name in layouts}
     scores = {n: _norms(modules[n], layout) for n, layout in layouts.items()}
     seen = torch.cat(list(batches))[:IMAGES].split(len(batches[0]))
     before = [forward(network, images).float().log_softmax(1) for images in seen]
