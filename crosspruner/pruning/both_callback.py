@@ -16,7 +16,6 @@ from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import bare_copy, calibration_batches
 from crosspruner.pruning.procedure import prune_network
 from crosspruner.pruning.schedule import Phase
-from crosspruner.pruning.step_solver import relaxed_projection
 
 
 class BothPruning(CrossbarPruning):
@@ -91,19 +90,8 @@ class BothPruning(CrossbarPruning):
             layer.dormant.zero_()  # the refit has made up for what went
         self.begun = True
 
-    def change_masks(self, step: int) -> None:
-        point = self.schedule.at(step, self.total_steps)
-        ramp = self.first + (1 - self.first) * point.ramp
-        masks = {}
-        for name, state in self.states.items():
-            layout = state.layer.layout
-            blocks = layout.blocks - round((layout.blocks - self.blocks[name]) * ramp)
-            masks[name] = relaxed_projection(
-                state.dense, blocks, point.relax, layout, self.generator
-            )
-        self.set_masks(masks)
-        if point.phase is Phase.FINETUNE:
-            self.freeze()
+    def share_removed(self, ramp: float) -> float:
+        return self.first + (1 - self.first) * ramp
 
     def extra_state(self) -> dict[str, Any]:
         state = super().extra_state()

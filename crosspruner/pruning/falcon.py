@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.plan import Plan
+from crosspruner.hardware.weight_form import stored_weight
 from crosspruner.pruning.global_choice import choose_masks
 from crosspruner.pruning.group_slopes import group_slopes
 from crosspruner.sparsity import GroupLayout
@@ -60,8 +61,7 @@ def falcon_masks(
     Returns:
         Layer name -> (U, P) bool at the exact budget.
     """
-    modules = {name: layer_module(network, name) for name in layouts}
-    live = {name: _weight(modules[name]) for name in layouts}
+    live = {name: stored_weight(layer_module(network, name)) for name in layouts}
     dense = {name: weight.clone() for name, weight in live.items()}
     masks = {name: torch.ones(layout.shape, dtype=torch.bool) for name, layout in layouts.items()}
     try:
@@ -136,9 +136,3 @@ def _largest(scaled: Tensor, pull: Tensor) -> float:
         vector = scaled.T @ (scaled @ vector) / len(scaled) + pull * vector
         size = float(vector.norm())
     return 1.05 * max(size, torch.finfo(scaled.dtype).tiny)
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight

@@ -23,6 +23,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.plan import Plan
+from crosspruner.hardware.weight_form import stored_weight
 from crosspruner.pruning.global_choice import choose_masks
 from crosspruner.pruning.group_slopes import group_slopes
 from crosspruner.pruning.walk import forward
@@ -60,8 +61,7 @@ def graph_rl_masks(
     Returns:
         Layer name -> (U, P) bool at the exact budget: the best that any episode has met.
     """
-    modules = {name: layer_module(network, name) for name in layouts}
-    live = {name: _weight(modules[name]) for name in layouts}
+    live = {name: stored_weight(layer_module(network, name)) for name in layouts}
     dense = {name: weight.clone() for name, weight in live.items()}
     slopes = group_slopes(network, layouts, users, dense, batches, generator)
     worth = {n: slopes[n].double().square().mean(0).view(la.shape) for n, la in layouts.items()}
@@ -157,9 +157,3 @@ def own_statistics(network: nn.Module) -> Iterator[None]:
             norm.training = mode
             for name, value in buffers.items():
                 norm.get_buffer(name).copy_(value)
-
-
-def _weight(module: nn.Module) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return weight

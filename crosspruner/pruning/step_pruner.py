@@ -115,16 +115,21 @@ class StepPruner(Pruner):
 
     def change_masks(self, step: int) -> None:
         point = self.schedule.at(step, self.total_steps)
+        share = self.share_removed(point.ramp)
         masks = {}
         for name, state in self.states.items():
             layout = state.layer.layout
-            blocks = layout.blocks - round((layout.blocks - self.blocks[name]) * point.ramp)
+            blocks = layout.blocks - round((layout.blocks - self.blocks[name]) * share)
             masks[name] = relaxed_projection(
                 state.dense, blocks, point.relax, layout, self.generator
             )
         self.set_masks(masks)
         if point.phase is Phase.FINETUNE:
             self.freeze()
+
+    def share_removed(self, ramp: float) -> float:
+        """Share of all removals that is made where the schedule's ramp stands at `ramp`, 0 to 1."""
+        return ramp
 
     def freeze(self) -> None:
         for state in self.states.values():
