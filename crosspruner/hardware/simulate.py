@@ -92,7 +92,8 @@ class _OnCrossbars(WeightCalls):
             y = self.execute(layer, x, unrolled.matrix, geometry)
         if call.bias is not None:
             y = y + call.bias[:, None, None]
-        return call.wanted(unrolled.restore(y))
+        # As torch lays it out: networks take views of it.
+        return call.wanted(unrolled.restore(y).contiguous())
 
     def _linear(self, layer: LayerPlan, unrolled: Unrolled) -> Tensor:
         """Positions of a sequence in rows of as many as the plan handles at once."""
