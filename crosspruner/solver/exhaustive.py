@@ -66,9 +66,11 @@ def best_of_all(gram: Tensor, linear: Tensor, keep: int) -> Tensor:
         for start in range(0, batch, chunk):
             part = slice(start, start + chunk)
             g, h = gram[part], linear[part]
-            losses = _losses_of_pairs(g, h, left, right).flatten(1)
-            loss, pair = losses.min(1)
-            found = torch.cat([left[pair // len(right)], right[pair % len(right)]], dim=1).bool()
+            losses = _losses_of_pairs(g, h, left, right)
+            # The least of each row first: without its place, that is four times faster.
+            loss, row = losses.amin(2).min(1)
+            column = losses[torch.arange(len(row), device=row.device), row].argmin(1)
+            found = torch.cat([left[row], right[column]], dim=1).bool()
             better = loss < least[part]
             least[part] = torch.where(better, loss, least[part])
             best[part] = torch.where(better.unsqueeze(1), found, best[part])
