@@ -20,3 +20,11 @@ def test_importing_train_does_not_import_torch():
         [sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == "False"
+
+
+def test_a_reader_that_has_enough_is_no_error(start, tmp_path):
+    process = start(tmp_path, "--help")
+    process.stdout.close()  # as `| head -0` does
+    process.stdout = None
+    _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
