@@ -54,12 +54,14 @@ def numbers(kind: type) -> Any:
 @click.option("--sigmas", default="0,0.05,0.1,0.15,0.2,0.25,0.3", callback=numbers(float),
               show_default=True)  # fmt: skip
 @click.option("--faults", default="0,0.001,0.01", callback=numbers(float), show_default=True,
-              help="Shares of stuck cells, half of them off, half fully on.")  # fmt: skip
+              help="Shares of stuck cells.")  # fmt: skip
 @click.option("--adc-bits", default="8,7,6,5,4", callback=numbers(int), show_default=True)
 @click.option("--seeds", default=20, show_default=True, help="Chips per point.")
 @click.option("--images", default=None, type=int, help="Test images per chip; all by default.")
 @click.option("--array-seeds", default=2, show_default=True, help="Chips per point of faults.")
 @click.option("--array-images", default=128, show_default=True, help="Images of faults and adc.")
+@click.option("--stuck", default="both", type=click.Choice(["both", "off", "on"]),
+              show_default=True, help="What they are stuck at; both: half each.")  # fmt: skip
 @click.option("--placement", default="none", show_default=True, help="none, columns or both.")
 @click.option("--compensate", is_flag=True, help="Program a pair for its stuck cell.")
 @click.option("--weight-scale", default="layer", show_default=True, help="layer or column.")
@@ -124,6 +126,7 @@ def settings_of(options: dict[str, Any]) -> Iterator[tuple[str, float, DeviceSet
         array_images=options["array_images"],
         weight_scale=options["weight_scale"],
     )
+    off = {"both": 0.5, "off": 1.0, "on": 0.0}[options["stuck"]]
     points = {
         "bits": [(b, replace(base, name="bits", weight_bits=b)) for b in options["bits"]],
         "sigma": [(s, replace(base, name="sigma", lognormal=s)) for s in options["sigmas"]],
@@ -133,8 +136,8 @@ def settings_of(options: dict[str, Any]) -> Iterator[tuple[str, float, DeviceSet
                 replace(
                     base,
                     name="faults",
-                    stuck_off=share / 2,
-                    stuck_on=share / 2,
+                    stuck_off=share * off,
+                    stuck_on=share * (1 - off),
                     placement=options["placement"],
                     compensate=options["compensate"],
                     seeds=options["array_seeds"],
@@ -168,15 +171,18 @@ def read_runs(folders: tuple[Path, ...], dense: bool) -> tuple[ImageData, list[S
             data = instantiate(config.data)
             data.prepare_data()
             data.setup()
-        subjects += networks_of(folder, config, data, dense and not subjects)
+        label = f" {folder.resolve().name}" if len(folders) > 1 else ""
+        subjects += networks_of(folder, config, data, dense and not subjects, label)
     assert data is not None
     return data, subjects
 
 
-def networks_of(folder: Path, config: Any, data: ImageData, dense: bool) -> Iterator[Subject]:
-    """A run's pruned network, and before it the dense one where it was kept."""
+def networks_of(
+    folder: Path, config: Any, data: ImageData, dense: bool, label: str
+) -> Iterator[Subject]:
+    """A run's pruned network, its name with the label, and before it the dense one if kept."""
     ratio = float(config.ratio)
-    versions = [("pruned/weights.safetensors", "mapping.json", f"pruned {ratio:.0%}")]
+    versions = [("pruned/weights.safetensors", "mapping.json", f"pruned {ratio:.0%}{label}")]
     if ratio == 0:
         versions = [("pruned/weights.safetensors", "mapping.json", "dense")]
     elif dense and (folder / "checkpoints" / "dense.safetensors").is_file():

@@ -85,6 +85,24 @@ def test_effects_can_be_chosen_and_the_dense_network_left_out(script, run, tmp_p
     assert pd.read_csv(tmp_path / "robustness.csv")["network"].tolist() == ["pruned 50%"]
 
 
+def test_networks_of_several_runs_carry_their_folders_names(script, run, tmp_path):
+    arguments = [str(run), str(run), "--effects", "bits", "--bits", "8", "--out", str(tmp_path)]
+    result = CliRunner().invoke(script.main, [*arguments, "--images", "4", "--seeds", "1"])
+    assert result.exit_code == 0, result.output
+    name = f"pruned 50% {run.name}"
+    assert pd.read_csv(tmp_path / "robustness.csv")["network"].tolist() == ["dense", name, name]
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares"), [("both", (0.005, 0.005)), ("off", (0.01, 0)), ("on", (0, 0.01))]
+)
+def test_stuck_cells_are_of_the_kind_asked_for(script, kind, shares):
+    options = script.main.make_context("robustness", [".", "--stuck", kind]).params
+    options |= {"effects": ["faults"], "faults": [0.01]}
+    ((_, _, settings),) = script.settings_of(options)
+    assert (settings.stuck_off, settings.stuck_on) == shares
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [(["--effects", "heat"], "--effects heat is unknown"), (["--bits", "1"], "device.weight_bits")],
