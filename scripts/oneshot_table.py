@@ -43,6 +43,8 @@ ROWS = (
 @click.option("--images", default=512, help="Calibration images.")
 @click.option("--grain", "grains", multiple=True, default=("crossbar", "column"))
 @click.option("--solver", "solvers", multiple=True, default=SOLVERS)
+@click.option("--reorder", "orders", multiple=True, default=("none", "importance", "tetris"))
+@click.option("--budget", "budgets", multiple=True, default=("uniform", "global"))
 def main(
     network: str,
     width: float,
@@ -50,6 +52,8 @@ def main(
     data: str,
     grains: tuple[str, ...],
     solvers: tuple[str, ...],
+    orders: tuple[str, ...],
+    budgets: tuple[str, ...],
     images: int,
     **how: object,
 ) -> None:
@@ -63,7 +67,7 @@ def main(
     print("|---|---|---|---|---|---|---|---|", flush=True)
     for grain in grains:
         for solver, refit, reorder, budget in ROWS:
-            if solver not in solvers:
+            if solver not in solvers or reorder not in orders or budget not in budgets:
                 continue
             start = time.process_time()
             row = f"| {grain} | {solver} | {'yes' if refit else 'no'} | {reorder} | {budget} "
@@ -91,7 +95,9 @@ def accuracy(net: nn.Module, loader: Iterable[tuple[Tensor, Tensor]]) -> float:
     """Share of images that the network gets right."""
     right = images = 0
     for inputs, labels in loader:
-        right += int((net(inputs).argmax(1) == labels).sum())
+        # Channels last: a quarter less time on a CPU.
+        logits = net(inputs.contiguous(memory_format=torch.channels_last))
+        right += int((logits.argmax(1) == labels).sum())
         images += len(labels)
     return right / images
 
