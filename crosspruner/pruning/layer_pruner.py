@@ -93,8 +93,7 @@ def prune_layer(
         mask: (U, P) bool where it is chosen already; None = the solver chooses.
     """
     module, name = stop.modules[0], layout.name
-    weight, bias = parameters(module, name)
-    moves_bias = settings.refit and bias is not None and len(stop.modules) == 1
+    weight, _ = parameters(module, name)
     raw = collect(module, layout, samples, settings, generator)
     centre = takes_up_means(stop, settings)
     moments = raw.centred() if centre else raw
@@ -113,9 +112,7 @@ def prune_layer(
     solver = "greedy" if several_bands else settings.solver
     if mask is None:
         mask = choose_layer_mask(problem, blocks, layout, solver, generator)
-    fixed = torch.where(layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
-    new = refit(moments, weight, mask, settings.damping) if settings.refit else fixed
-    new = attainable(module, new)
+    fixed, new = write_survivors(stop, layout, mask, raw, moments, settings)
     result.masks[name] = mask
     result.errors[name] = relative_error(moments, new, weights)
     log.info(
@@ -123,10 +120,38 @@ def prune_layer(
         *(name, blocks, layout.blocks, result.errors[name]),
         *(relative_error(moments, fixed, weights), moments.samples),
     )
-    if moves_bias:
-        assert bias is not None
+
+
+def write_survivors(
+    stop: Stop,
+    layout: GroupLayout,
+    mask: Tensor,
+    raw: Moments,
+    moments: Moments,
+    settings: LayerwiseSettings,
+) -> tuple[Tensor, Tensor]:
+    """Give a layer the weights that a mask leaves, refitted where that is set, in place.
+
+    Args:
+        stop: the layer.
+        layout: its groups, in the order that the mask means.
+        mask: (U, P) bool.
+        raw: its moments.
+        moments: the same, centred where means are taken up.
+        settings: whether and how to refit.
+
+    Returns:
+        The surviving weights as they were, and as they are written.
+    """
+    module = stop.modules[0]
+    weight, bias = parameters(module, stop.name)
+    fixed = torch.where(layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
+    new = refit(moments, weight, mask, settings.damping) if settings.refit else fixed
+    new = attainable(module, new)
+    if bias is not None and _moves_bias(stop, settings):
         bias.copy_(dense_bias(bias, raw, new))
     write_matrix(module, new)
+    return fixed, new
 
 
 def _order(
@@ -162,8 +187,12 @@ def collect(
 
 def takes_up_means(stop: Stop, settings: LayerwiseSettings) -> bool:
     """Whether a batch norm or a bias takes up any shift, so that only variation counts."""
-    moves_bias = settings.refit and stop.modules[0].bias is not None and len(stop.modules) == 1
-    return stop.norm is not None or moves_bias
+    return stop.norm is not None or _moves_bias(stop, settings)
+
+
+def _moves_bias(stop: Stop, settings: LayerwiseSettings) -> bool:
+    """Whether the refit moves the layer's bias, which a weight that is used once can have."""
+    return settings.refit and stop.modules[0].bias is not None and len(stop.modules) == 1
 
 
 def dense_bias(bias: Tensor, raw: Moments, weight: Tensor) -> Tensor:

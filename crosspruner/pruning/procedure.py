@@ -16,6 +16,7 @@ from crosspruner.pruning.channel_pruning import check_channel_settings, remove_c
 from crosspruner.pruning.cost_curves import cost_curves
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise import Walk, prune_layers, users_of
+from crosspruner.pruning.measured_costs import measured_costs
 from crosspruner.pruning.network_solver import (
     CHANNEL_SOLVER,
     NETWORK_SOLVERS,
@@ -102,6 +103,10 @@ def prune_network(
             blocks = {name: layout.blocks_of(masks[name]) for name, layout in layouts.items()}
         elif budget.name == "global":
             costs = cost_curves(dense, plan, layouts, batches, weights, settings, generator)
+            if weights and sum(map(len, batches)) > 1:  # else there are no predictions to look at
+                costs = measured_costs(
+                    *(dense, plan, layouts, batches, costs, weights, settings, generator)
+                )
             blocks = global_budget(plan, layouts, ratio, costs)
         if budget.name == "sensitivity" and evaluate is not None:
             pruned = prune_by_sensitivity(

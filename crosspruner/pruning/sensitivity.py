@@ -25,6 +25,7 @@ from crosspruner.hardware import Plan
 from crosspruner.pruning.batch_norm import reestimate
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.layer_pruner import LayerwiseSettings, Pruned, Samples, prune_layer
+from crosspruner.pruning.layer_state import LayerState
 from crosspruner.pruning.layerwise import Walk, users_of
 from crosspruner.pruning.output_weights import norm_weights
 from crosspruner.pruning.walk import Stop
@@ -76,27 +77,27 @@ def prune_by_sensitivity(
         pairs = list(samples())  # every level looks at the same ones
         result.masks[name] = torch.ones(layout.shape, dtype=torch.bool)
         kept, accuracy = layout.blocks, math.nan
-        before = _state(network, stop)
+        before = LayerState.of(network, stop)
         last, reason = before, ""
         for blocks, limit in _levels(layout, limits, left):
             if blocks >= kept:
                 reason = limit
                 break
             trial = Pruned()
-            _restore(before)
+            before.restore()
             prune_layer(stop, layout, blocks, lambda: pairs, own, settings, generator, trial)
             if stop.norm is not None:
                 norm = next(place for place in walk.places if place.name == stop.norm)
                 reestimate(network, batches, norm)
             scored = evaluate(network)
             if scored < floor:
-                _restore(last)
+                last.restore()
                 reason = "accuracy"
                 break
             result.masks.update(trial.masks)
             result.orders.update(trial.orders)
             result.errors.update(trial.errors)
-            kept, accuracy, last = blocks, scored, _state(network, stop)
+            kept, accuracy, last = blocks, scored, LayerState.of(network, stop)
             reason = limit
         left -= (layout.blocks - kept) * layout.crossbars_per_block
         log.info(
@@ -123,19 +124,3 @@ def _levels(layout: GroupLayout, limits: BudgetSettings, left: int) -> list[tupl
     step = max(1, round(limits.step * layout.blocks))
     levels = list(range(layout.blocks - step, fewest, -step))
     return [(blocks, limit) for blocks in (*levels, fewest)]
-
-
-State = list[tuple[Tensor, Tensor]]
-"""Tensors of the network, each with a copy."""
-
-
-def _state(network: nn.Module, stop: Stop) -> State:
-    """What pruning a layer changes: its parameters, and the statistics of its batch norm."""
-    modules = [*stop.modules, *([] if stop.norm is None else [network.get_submodule(stop.norm)])]
-    tensors = [t for m in modules for t in (*m.parameters(), *m.buffers())]
-    return [(tensor, tensor.detach().clone()) for tensor in tensors]
-
-
-def _restore(state: State) -> None:
-    for tensor, value in state:
-        tensor.copy_(value)

@@ -1,0 +1,86 @@
+"""Costs of removals, bent through what pruning each layer alone does to the predictions."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import crosspruner as cp
+from crosspruner.hardware import MappingSpec, plan_model
+from crosspruner.pruning.batch_norm import reestimate_all
+from crosspruner.pruning.budget import prunable_layers
+from crosspruner.pruning.layer_pruner import LayerwiseSettings
+from crosspruner.pruning.layerwise import users_of
+from crosspruner.pruning.measured_costs import HELD_OUT, measured_costs, through
+from crosspruner.pruning.output_weights import output_weights
+
+from .test_prune import make_images, make_net
+
+CHIP = {"crossbar": "36x16", "mapping": MappingSpec("folded", kin=2, kout=4)}
+
+
+def test_a_curve_passes_through_what_was_measured():
+    curve = torch.ones(4, dtype=torch.float64)
+    found = through(curve, [2, 4], [2.0, 8.0])
+    # Factors 1 and 2 at the levels, their geometric mean halfway.
+    totals = [1, 2, 3 * math.sqrt(2), 8]
+    assert found.cumsum(0).tolist() == pytest.approx(totals)
+
+
+def test_noise_that_makes_costs_fall_or_negative_is_levelled():
+    found = through(torch.ones(4, dtype=torch.float64), [1, 2, 3, 4], [-0.1, 3.0, 1.0, 9.0])
+    # Totals about 0, 3, 3, 9: the rise of 3 and the flat piece after it become 1.5 each.
+    assert found.tolist() == pytest.approx([0, 1.5, 1.5, 6], abs=1e-6)
+
+
+@given(
+    st.lists(st.floats(0, 1e6), min_size=1, max_size=30),
+    st.lists(st.floats(-1, 1e3), min_size=4, max_size=4),
+)
+def test_bent_curves_never_fall_and_keep_the_last_cost(curve, costs):
+    levels = sorted({round(share * len(curve)) for share in (0.25, 0.5, 0.75, 1)} - {0})
+    costs = costs[: len(levels)]
+    found = through(torch.tensor(sorted(curve), dtype=torch.float64), levels, costs)
+    assert found.shape == (len(curve),)
+    assert bool((found.diff() >= -1e-9 * found.abs().max()).all())
+    assert float(found.sum()) == pytest.approx(max(1e-9, *costs, 0.0), rel=1e-6)
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+def test_the_cost_is_that_of_pruning_the_layer_alone(grain, monkeypatch):
+    """Against `prune` on the same images, each layer by itself as far as it goes."""
+    monkeypatch.setattr("crosspruner.pruning.measured_costs.LEVELS", (1.0,))
+    net, images = make_net().eval(), torch.cat(make_images()).double()
+    judged = round(HELD_OUT * len(images))
+    plan = plan_model(net, tuple(images.shape[1:]), grain=grain, **CHIP)
+    layouts = prunable_layers(plan, grain)
+    curves = {n: torch.ones(v.blocks - v.fewest_blocks).double() for n, v in layouts.items()}
+    fitting = images[judged:].split(8)
+    reestimate_all(net, fitting)
+    seed = torch.Generator().manual_seed(0)
+    weights = output_weights(net, users_of(plan, layouts), fitting, seed)
+    settings = LayerwiseSettings(solver="taylor")
+    found = measured_costs(
+        *(net, plan, layouts, images.split(8), curves, weights, settings),
+        torch.Generator().manual_seed(0),
+    )
+    with torch.no_grad():
+        truth = net(images[:judged]).log_softmax(1)
+    for name, layout in layouts.items():
+        ratio = len(curves[name]) * layout.crossbars_per_block / plan.compute_crossbars
+        alone = cp.prune(
+            *(net, fitting),
+            grain=grain,
+            ratio=ratio + 1e-9,
+            solver="taylor",
+            include=name,
+            exclude=(),
+            **CHIP,
+        )
+        with torch.no_grad():
+            pruned = alone.model(images[:judged]).log_softmax(1)
+        divergence = float((truth.exp() * (truth - pruned)).sum(1).mean())
+        assert divergence > 1e-4
+        assert float(found[name].sum()) == pytest.approx(divergence, rel=1e-3)
