@@ -4,10 +4,12 @@ Two judges of one interface: for weights that stay, on the Gram form; for weight
 on the exact differences of the pivot table.
 """
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from crosspruner.solver.pivot import PivotTable
+from crosspruner.solver.pivot import PivotTable, batch_parts
 from crosspruner.solver.problem import LayerProblem
 from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.swap import gram_loss
@@ -57,23 +59,49 @@ class RefitJudge(Judge):
         whole = condense_targets(problem.refit, MOST_TARGETS)
         rank = max(RANK, 2 * whole.target.shape[2])
         self.problem = whole if rank >= whole.group_size else reduce_problem(whole, rank)
-        self.table = PivotTable(self.problem)
+        self._parts = batch_parts(self.problem)
+        self._table: PivotTable | None = None
 
     def removal_costs(self) -> Tensor:
-        costs = []
-        for _ in range(self.problem.num_groups - 1):
-            before = self.table.loss.clone()
-            self.table.eliminate(self.table.mask.sum(1) - 1)
-            costs.append(self.table.loss - before)
-        return torch.stack(costs, 1)
+        return torch.cat([_elimination(table) for _, table in self._tables()])
 
     def worth(self, mask: Tensor) -> Tensor:
-        self.table.move_to(mask)
-        return self.table.scores()
+        scores = []
+        for part, table in self._tables():
+            table.move_to(mask[part])
+            scores.append(table.scores())
+        return torch.cat(scores)
 
     def loss(self, mask: Tensor) -> Tensor:
-        self.table.move_to(mask)
-        return self.table.loss.clone()
+        losses = []
+        for part, table in self._tables():
+            table.move_to(mask[part])
+            losses.append(table.loss.clone())
+        return torch.cat(losses)
+
+    def _tables(self) -> Iterator[tuple[slice, PivotTable]]:
+        """The tables of parts of the batch, one at a time: those of wide layers take gigabytes.
+
+        Where one table holds the whole batch it is kept, at the mask that was looked at last.
+        """
+        if len(self._parts) == 1:
+            if self._table is None:
+                self._table = PivotTable(self.problem)
+            yield self._parts[0], self._table
+            return
+        for part in self._parts:
+            yield part, PivotTable(self.problem.rows(part))
+
+
+def _elimination(table: PivotTable) -> Tensor:
+    """(B, P - 1) cost of each removal when the cheapest group goes first."""
+    table.move_to(torch.ones_like(table.mask))
+    costs = []
+    for _ in range(table.groups - 1):
+        before = table.loss.clone()
+        table.eliminate(table.mask.sum(1) - 1)
+        costs.append(table.loss - before)
+    return torch.stack(costs, 1)
 
 
 def judge_of(problem: LayerProblem) -> Judge:

@@ -16,8 +16,7 @@ from torch import Tensor
 
 from crosspruner.errors import SolverError
 from crosspruner.solver.exhaustive import MAX_FLOPS, best_of_all_refit, trial_flops
-from crosspruner.solver.obs import batch_parts
-from crosspruner.solver.pivot import PivotTable
+from crosspruner.solver.pivot import PivotTable, batch_parts
 from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.rpp import check_keep, rpp

@@ -6,8 +6,8 @@ The baseline to beat for refitted weights: deterministic, one exact update per r
 import torch
 from torch import Tensor
 
-from crosspruner.solver.pivot import PivotTable
-from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
+from crosspruner.solver.pivot import PivotTable, batch_parts
+from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.rpp import check_keep
 
 
@@ -35,13 +35,6 @@ def obs_group(problem: RefitProblem, keep: int | Tensor, search: bool = True) ->
             _search(table)
         masks.append(table.mask)
     return torch.cat(masks) if masks else torch.zeros(0, problem.num_groups, dtype=torch.bool)
-
-
-def batch_parts(problem: RefitProblem) -> list[slice]:
-    """Slices of the batch whose pivot tables fit into memory together."""
-    rows, columns = problem.target.shape[1:]
-    chunk = max(1, CHUNK_ENTRIES // max(1, rows * (rows + columns)))
-    return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]
 
 
 def _search(table: PivotTable) -> None:

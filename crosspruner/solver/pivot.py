@@ -18,7 +18,14 @@ is that of group OBS (Hassibi and Stork, NeurIPS 1992; OSSCAR, ICML 2024).
 import torch
 from torch import Tensor
 
-from crosspruner.solver.refit import RefitProblem, cholesky, times
+from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem, cholesky, times
+
+
+def batch_parts(problem: RefitProblem) -> list[slice]:
+    """Slices of the batch whose pivot tables fit into memory together."""
+    rows, columns = problem.target.shape[1:]
+    chunk = max(1, CHUNK_ENTRIES // max(1, rows * (rows + columns)))
+    return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]
 
 
 class PivotTable:

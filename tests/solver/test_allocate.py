@@ -67,3 +67,15 @@ def test_removal_costs_add_up_to_the_loss_of_the_last_mask(refit):
 def test_refitted_removals_cost_less_than_fixed_ones():
     fixed, refitted = (judge_of(layer(seed=2, refit=r)).removal_costs() for r in (False, True))
     assert (refitted.sum(0) < fixed.sum(0)).all()
+
+
+def test_a_layer_judged_in_parts_is_judged_alike(monkeypatch):
+    problem, mask = layer(seed=2, refit=True), torch.rand(3, 5).argsort(1) < 3
+    whole = judge_of(problem)
+    expected = whole.removal_costs(), whole.worth(mask), whole.loss(mask), whole.removal_costs()
+    monkeypatch.setattr("crosspruner.solver.pivot.CHUNK_ENTRIES", 1)
+    parts = judge_of(problem)
+    assert len(list(parts._tables())) == 3
+    found = parts.removal_costs(), parts.worth(mask), parts.loss(mask), parts.removal_costs()
+    for mine, theirs in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)
