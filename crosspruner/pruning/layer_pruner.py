@@ -78,6 +78,7 @@ def prune_layer(
     generator: torch.Generator,
     result: Pruned,
     mask: Tensor | None = None,
+    level: int = logging.INFO,
 ) -> None:
     """Choose the mask of one layer and refit its weights, in place.
 
@@ -91,6 +92,7 @@ def prune_layer(
         generator: source of all randomness, on the CPU.
         result: takes the mask, the order and the error.
         mask: (U, P) bool where it is chosen already; None = the solver chooses.
+        level: of the line that the log gets.
     """
     module, name = stop.modules[0], layout.name
     weight, _ = parameters(module, name)
@@ -115,7 +117,8 @@ def prune_layer(
     fixed, new = write_survivors(stop, layout, mask, raw, moments, settings)
     result.masks[name] = mask
     result.errors[name] = relative_error(moments, new, weights)
-    log.info(
+    log.log(
+        level,
         "%s: %d of %d blocks kept, output error %.4f (%.4f before the refit), %d samples",
         *(name, blocks, layout.blocks, result.errors[name]),
         *(relative_error(moments, fixed, weights), moments.samples),

@@ -9,6 +9,7 @@ enough: the pruned network is changed under way, each layer just before it runs.
 where a layer runs several times per image, every layer gets passes of its own.
 """
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
@@ -43,6 +44,7 @@ def prune_layers(
     settings: LayerwiseSettings,
     generator: torch.Generator,
     masks: Mapping[str, Tensor] | None = None,
+    level: int = logging.INFO,
 ) -> Pruned:
     """Prune a network in place.
 
@@ -58,6 +60,7 @@ def prune_layers(
         settings: how.
         generator: source of all randomness, on the CPU.
         masks: layer name -> (U, P) bool, of layers whose masks are chosen already.
+        level: of the lines that the log gets, one a layer.
 
     Returns:
         Masks, orders and errors. A layer that keeps all its blocks is left as it is.
@@ -79,6 +82,7 @@ def prune_layers(
         prune_layer(
             *(stop, layouts[name], budget[name], samples, own, settings, generator, result),
             None if masks is None else masks.get(name),
+            level,
         )
 
     walk.run(visit)

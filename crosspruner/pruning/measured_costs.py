@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
 from crosspruner.pruning.batch_norm import reestimate, reestimate_all
+from crosspruner.pruning.divergence import HeldOut
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_pruner import (
     LayerwiseSettings,
@@ -33,16 +34,13 @@ from crosspruner.pruning.layer_pruner import (
 from crosspruner.pruning.layer_state import LayerState
 from crosspruner.pruning.layerwise import Walk, users_of
 from crosspruner.pruning.mask_choice import choose_layer_mask
-from crosspruner.pruning.walk import Stop, forward
+from crosspruner.pruning.walk import Stop
 from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)
 
 LEVELS = (0.25, 0.5, 0.75, 1.0)
 """Shares of what a layer can give at which it is looked at."""
-
-HELD_OUT = 0.5
-"""Share of the images that judge; the others fit."""
 
 
 @torch.no_grad()
@@ -72,27 +70,17 @@ def measured_costs(
         Layer name -> costs of the same shape, never falling: rise of the mean Kullback-Leibler
         divergence, in nats, from what the network predicts with nothing removed.
     """
-    images = torch.cat(list(batches))
-    judged = max(1, round(HELD_OUT * len(images)))
-    size = max(len(batch) for batch in batches)
-    fitting, judging = images[judged:].split(size), images[:judged].split(size)
+    images = HeldOut(batches)
     users = users_of(plan, layouts)
     # Measuring batch norms anew moves the predictions too, whatever is removed: not a cost of it.
     reference = copy.deepcopy(dense)
-    reestimate_all(reference, fitting)
-    expected = [forward(reference, part).float().log_softmax(1) for part in judging]
+    reestimate_all(reference, images.fitting)
+    images.expect(reference)
     trial = copy.deepcopy(reference)
-    walk = Walk(trial, reference, users, fitting, settings, generator)
+    walk = Walk(trial, reference, users, images.fitting, settings, generator)
     norms = {place.name: place for place in walk.places if place.is_norm}
     walk.only_layers()
     measured: dict[str, Tensor] = {}
-
-    def divergence() -> float:
-        total = 0.0
-        for part, truth in zip(judging, expected, strict=True):
-            found = forward(trial, part).float().log_softmax(1)
-            total += float((truth.exp() * (truth - found)).sum())
-        return total / judged
 
     def visit(stop: Stop, samples: Samples) -> None:
         layout, module = layouts[stop.name], stop.modules[0]
@@ -110,8 +98,8 @@ def measured_costs(
             mask = choose_layer_mask(problem, layout.blocks - removed, layout, "taylor", generator)
             write_survivors(stop, layout, mask, raw, moments, settings)
             if stop.norm is not None:
-                reestimate(trial, fitting, norms[stop.norm])
-            costs.append(divergence())
+                reestimate(trial, images.fitting, norms[stop.norm])
+            costs.append(images.divergence(trial))
             before.restore()
         measured[stop.name] = through(curves[stop.name], levels, costs)
         log.info(

@@ -11,6 +11,7 @@ from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
 from crosspruner.pruning.batch_norm import reestimate
 from crosspruner.pruning.budget import global_budget
+from crosspruner.pruning.budget_search import search_between
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.channel_pruning import check_channel_settings, remove_channels
 from crosspruner.pruning.cost_curves import cost_curves
@@ -103,11 +104,17 @@ def prune_network(
             blocks = {name: layout.blocks_of(masks[name]) for name, layout in layouts.items()}
         elif budget.name == "global":
             costs = cost_curves(dense, plan, layouts, batches, weights, settings, generator)
-            if weights and sum(map(len, batches)) > 1:  # else there are no predictions to look at
+            looks = bool(weights) and sum(map(len, batches)) > 1  # else no predictions to look at
+            if looks:
                 costs = measured_costs(
                     *(dense, plan, layouts, batches, costs, weights, settings, generator)
                 )
-            blocks = global_budget(plan, layouts, ratio, costs)
+            uniform, blocks = blocks, global_budget(plan, layouts, ratio, costs)
+            if looks and ratio > 0:
+                blocks = search_between(
+                    *(dense, plan, layouts, ratio, batches, uniform, blocks, weights, settings),
+                    generator,
+                )
         if budget.name == "sensitivity" and evaluate is not None:
             pruned = prune_by_sensitivity(
                 *(network, dense, plan, layouts, ratio, batches, weights, settings, budget),

@@ -1,5 +1,7 @@
-"""Costs of removals, bent through what pruning each layer alone does to the predictions."""
+"""What a global budget looks at: layers pruned alone, and whole networks between two budgets."""
 
+import copy
+import itertools
 import math
 
 import pytest
@@ -10,10 +12,12 @@ from hypothesis import strategies as st
 import crosspruner as cp
 from crosspruner.hardware import MappingSpec, plan_model
 from crosspruner.pruning.batch_norm import reestimate_all
-from crosspruner.pruning.budget import prunable_layers
+from crosspruner.pruning.budget import global_budget, prunable_layers, uniform_budget
+from crosspruner.pruning.budget_search import STEPS, between, search_between
+from crosspruner.pruning.divergence import HELD_OUT, HeldOut
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
-from crosspruner.pruning.layerwise import users_of
-from crosspruner.pruning.measured_costs import HELD_OUT, measured_costs, through
+from crosspruner.pruning.layerwise import prune_layers, users_of
+from crosspruner.pruning.measured_costs import measured_costs, through
 from crosspruner.pruning.output_weights import output_weights
 
 from .test_prune import make_images, make_net
@@ -84,3 +88,53 @@ def test_the_cost_is_that_of_pruning_the_layer_alone(grain, monkeypatch):
         divergence = float((truth.exp() * (truth - pruned)).sum(1).mean())
         assert divergence > 1e-4
         assert float(found[name].sum()) == pytest.approx(divergence, rel=1e-3)
+
+
+def test_the_points_between_two_budgets_are_whole_and_spend_as_much():
+    net = make_net().eval()
+    plan = plan_model(net, (3, 6, 6), grain="crossbar", **CHIP)
+    layouts = prunable_layers(plan, "crossbar")
+    start = uniform_budget(plan, layouts, 0.5)
+    costs = {n: torch.ones(v.blocks - v.fewest_blocks) for n, v in layouts.items()}
+    costs["2"] *= 1e-3
+    end = global_budget(plan, layouts, 0.5, costs)
+    assert end["2"] == layouts["2"].fewest_blocks < start["2"]
+    spent = []
+    for step in (0.0, 0.25, 0.5, 1.0):
+        blocks = between(plan, layouts, 0.5, start, end, step)
+        spent.append(sum(blocks[n] * v.crossbars_per_block for n, v in layouts.items()))
+        wanted = (1 - step) * start["2"] + step * end["2"]
+        assert abs(blocks["2"] - wanted) <= 1
+    assert len(set(spent)) == 1
+    assert between(plan, layouts, 0.5, start, end, 0.0) == start
+    assert between(plan, layouts, 0.5, start, end, 1.0) == end
+
+
+def test_the_step_goes_as_far_as_it_helps():
+    net, images = make_net().eval(), torch.cat(make_images()).double().split(12)
+    plan = plan_model(net, (3, 6, 6), grain="crossbar", **CHIP)
+    layouts = prunable_layers(plan, "crossbar")
+    costs = {n: torch.ones(v.blocks - v.fewest_blocks) for n, v in layouts.items()}
+    ends = [uniform_budget(plan, layouts, 0.5)]
+    for cheap in ("2", "9"):
+        some = costs | {cheap: costs[cheap] * 1e-3}
+        ends.append(global_budget(plan, layouts, 0.5, some))
+    held, settings = HeldOut(images), LayerwiseSettings(solver="taylor")
+    held.expect(net)
+
+    def damage(blocks):
+        trial, seed = copy.deepcopy(net), torch.Generator().manual_seed(0)
+        prune_layers(trial, net, plan, layouts, blocks, held.fitting, {}, settings, seed)
+        return held.divergence(trial)
+
+    steps = set()
+    for start, end in itertools.permutations(ends, 2):
+        found = search_between(
+            *(net, plan, layouts, 0.5, images, start, end, {}, LayerwiseSettings()),
+            torch.Generator().manual_seed(0),
+        )
+        tried = [damage(between(plan, layouts, 0.5, start, end, step)) for step in STEPS]
+        assert min(tried) < max(tried)
+        assert damage(found) == pytest.approx(min(tried), rel=1e-6)
+        steps.add(tried.index(min(tried)))
+    assert len(steps) > 1  # neither always the start nor always the end
