@@ -10,9 +10,8 @@ from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_pruner import (
     LayerwiseSettings,
     Samples,
-    collect,
+    collect_centred,
     parameters,
-    takes_up_means,
 )
 from crosspruner.pruning.layerwise import Walk, users_of
 from crosspruner.pruning.mask_choice import removal_curve
@@ -54,8 +53,7 @@ def cost_curves(
     def visit(stop: Stop, samples: Samples) -> None:
         layout, module = layouts[stop.name], stop.modules[0]
         weight, _ = parameters(module, stop.name)
-        raw = collect(module, layout, samples, settings, generator)
-        moments = raw.centred() if takes_up_means(stop, settings) else raw
+        _, moments = collect_centred(stop, layout, samples, settings, generator)
         known = stop.name in weights
         own = weights[stop.name] if known else norm_weights(dense, stop)
         scale = None if own is None else own.sqrt()

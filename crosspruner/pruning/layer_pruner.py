@@ -96,16 +96,14 @@ def prune_layer(
     """
     module, name = stop.modules[0], layout.name
     weight, _ = parameters(module, name)
-    raw = collect(module, layout, samples, settings, generator)
-    centre = takes_up_means(stop, settings)
-    moments = raw.centred() if centre else raw
+    raw, moments = collect_centred(stop, layout, samples, settings, generator)
     if settings.reorder != "none":
         order = _order(moments, weight, weights, blocks, layout, settings.reorder)
         result.orders[name] = order
         layout = replace(layout, input_order=order)
         cut = raw.runs > 1  # other groups would stand in each run: look once more
         raw = collect(module, layout, samples, settings, generator) if cut else raw.reordered(order)
-        moments = raw.centred() if centre else raw
+        moments = raw.centred() if takes_up_means(stop, settings) else raw
 
     scale = None if weights is None else weights.sqrt()
     problem = layer_problem(moments, weight, scale, settings.damping, settings.foresees_refit)
@@ -186,6 +184,18 @@ def collect(
     for inputs, targets in samples():
         sums.update(inputs, targets)
     return sums.average()
+
+
+def collect_centred(
+    stop: Stop,
+    layout: GroupLayout,
+    samples: Samples,
+    settings: LayerwiseSettings,
+    generator: torch.Generator,
+) -> tuple[Moments, Moments]:
+    """The moments of a layer, and the same centred where a batch norm or a bias takes up means."""
+    raw = collect(stop.modules[0], layout, samples, settings, generator)
+    return raw, raw.centred() if takes_up_means(stop, settings) else raw
 
 
 def takes_up_means(stop: Stop, settings: LayerwiseSettings) -> bool:

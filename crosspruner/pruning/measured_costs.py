@@ -26,9 +26,8 @@ from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_pruner import (
     LayerwiseSettings,
     Samples,
-    collect,
+    collect_centred,
     parameters,
-    takes_up_means,
     write_survivors,
 )
 from crosspruner.pruning.layer_state import LayerState
@@ -85,8 +84,7 @@ def measured_costs(
     def visit(stop: Stop, samples: Samples) -> None:
         layout, module = layouts[stop.name], stop.modules[0]
         weight, _ = parameters(module, stop.name)
-        raw = collect(module, layout, samples, settings, generator)
-        moments = raw.centred() if takes_up_means(stop, settings) else raw
+        raw, moments = collect_centred(stop, layout, samples, settings, generator)
         own = weights.get(stop.name)
         scale = None if own is None else own.sqrt()
         problem = layer_problem(moments, weight, scale, settings.damping, settings.foresees_refit)
