@@ -65,6 +65,9 @@ def numbers(kind: type) -> Any:
 @click.option("--placement", default="none", show_default=True, help="none, columns or both.")
 @click.option("--compensate", is_flag=True, help="Program a pair for its stuck cell.")
 @click.option("--weight-scale", default="layer", show_default=True, help="layer or column.")
+@click.option("--weight-range", default="max", show_default=True, help="max or mse.")
+@click.option("--norm-images", default=0, show_default=True,
+              help="Training images on which each chip measures its batch norms.")  # fmt: skip
 @click.option("--bfloat16", is_flag=True, help="Compute networks in bfloat16: faster on some CPUs.")
 @click.option("--dense/--no-dense", default=True, help="Judge each run's dense network as well.")
 @click.option("--out", default=None, type=click.Path(path_type=Path), help="Folder to write to.")
@@ -125,6 +128,8 @@ def settings_of(options: dict[str, Any]) -> Iterator[tuple[str, float, DeviceSet
         images=options["images"],
         array_images=options["array_images"],
         weight_scale=options["weight_scale"],
+        weight_range=options["weight_range"],
+        norm_images=options["norm_images"],
     )
     off = {"both": 0.5, "off": 1.0, "on": 0.0}[options["stuck"]]
     points = {

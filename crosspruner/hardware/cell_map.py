@@ -54,12 +54,6 @@ class CellMap:
         """(W,) int64: which of the columns in use each weight is in, numbered from 0."""
         return (self.number * self.crossbar.cols + self.column).unique(return_inverse=True)[1]
 
-    def column_scale(self, weights: Tensor) -> Tensor:
-        """Largest magnitude in the column of each of the (W,) weights; 1 where all are zero."""
-        most = weights.new_zeros(int(self.column_of.max()) + 1)
-        most = most.scatter_reduce(0, self.column_of, weights.abs(), "amax")
-        return torch.where(most > 0, most, 1.0)[self.column_of]
-
 
 def map_cells(layer: LayerPlan) -> CellMap:
     """Finds one copy of every weight that the plan holds.

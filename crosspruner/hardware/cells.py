@@ -5,7 +5,6 @@ not quantised. A conductance is counted in levels too: that of an off cell is `f
 fully-on cell `most + floor`. A weight is unit * (sum over its cells of worth * level - shift).
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,7 +15,6 @@ from crosspruner.hardware.crossbar import Crossbar
 from crosspruner.hardware.device import Device
 from crosspruner.hardware.draws import Effect, normal, uniform
 from crosspruner.hardware.integer import cell_planes
-from crosspruner.hardware.layer_plan import LayerPlan
 
 Seed = Tensor | int
 
@@ -55,8 +53,8 @@ def store(weights: Tensor, scale: Tensor, device: Device, crossbar: Crossbar) ->
 
     Args:
         weights: any shape, floating.
-        scale: the weight that fills a cell, above 0; broadcasts against the weights, none of which
-            exceeds it.
+        scale: the weight that fills a cell, above 0; broadcasts against the weights. Larger ones
+            are clipped to it.
         device: its `weight_bits`.
         crossbar: its `cell_bits` and `differential`.
 
@@ -77,7 +75,7 @@ def store(weights: Tensor, scale: Tensor, device: Device, crossbar: Crossbar) ->
             )
         return Stored(((share + 1) / 2)[None], (2,), 1, 1, scale)
     steps = 2 ** (bits - 1) - 1
-    whole = (weights / (scale / steps)).round()
+    whole = (weights / (scale / steps)).round().clamp(-steps, steps)
     planes = list(cell_planes(whole, replace(crossbar, weight_bits=bits)))
     return Stored(
         torch.stack([plane for _, plane in planes]),
@@ -86,29 +84,6 @@ def store(weights: Tensor, scale: Tensor, device: Device, crossbar: Crossbar) ->
         0 if paired else 2 ** (bits - 1),
         scale / steps,
     )
-
-
-def full_scale_weight(
-    layer: LayerPlan, weight: Tensor, device: Device
-) -> Callable[[Tensor], Tensor]:
-    """The weight that fills a cell, as a function of the (n, rows, columns) crossbars that hold it.
-
-    Args:
-        layer: the layer's plan; weights that are not in it do not count.
-        weight: (Cout, Cin / G, kh, kw).
-        device: its `weight_scale`: one for the layer, or one per column of a crossbar.
-
-    Returns:
-        A function that gives a scale above 0 which broadcasts against the crossbars.
-    """
-    if device.weight_scale == "column":
-        return lambda cells: _positive(cells.abs().amax(1, keepdim=True))
-    most = _positive((weight * layer.kept[..., None, None].to(weight.device)).abs().max())
-    return lambda cells: most
-
-
-def _positive(scale: Tensor) -> Tensor:
-    return torch.where(scale > 0, scale, torch.ones_like(scale))
 
 
 def check_cells(device: Device, crossbar: Crossbar) -> None:

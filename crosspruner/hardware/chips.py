@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from math import prod
@@ -13,6 +14,7 @@ from torch.func import functional_call
 from crosspruner.errors import ConfigError
 from crosspruner.hardware.attention import layer_name
 from crosspruner.hardware.calls import Call, WeightCalls, owner_of
+from crosspruner.hardware.chip_norms import measuring_norms
 from crosspruner.hardware.device import Device
 from crosspruner.hardware.effective import holds_weight, layers_on_device, weight_name
 from crosspruner.hardware.integer import quantise
@@ -37,6 +39,7 @@ def chip_accuracy(
     copies: str = "one",
     bfloat16: bool = False,
     advance: Callable[[], None] = lambda: None,
+    norm_images: Tensor | None = None,
 ) -> Tensor:
     """Share of the images that chips of a device classify right, each chip for itself.
 
@@ -57,6 +60,8 @@ def chip_accuracy(
         bfloat16: compute the network in bfloat16 (autocast) where it runs as convolutions: about
             twice as fast on CPUs that have it.
         advance: called after each chip.
+        norm_images: (N, *input_shape), the batch norms of each chip are measured on them, all at
+            once; None = as the model has them.
 
     Returns:
         (seeds,) float64, 0-1.
@@ -72,12 +77,14 @@ def chip_accuracy(
     by_array = copies == "own" or not held or needs_arrays(plan, device)
     random = device.is_random or device.read_noise > 0
     chips = list(seeds) if random else list(seeds)[:1]
+    if norm_images is not None:
+        model = deepcopy(model)
     with _evaluation(model), torch.no_grad():
         if by_array:
             calibration = list(calibration)
-            found = _by_arrays(plan, model, device, chips, batches, calibration)
+            found = _by_arrays(plan, model, device, chips, batches, calibration, norm_images)
         else:
-            found = _by_weights(plan, model, device, chips, batches, bfloat16)
+            found = _by_weights(plan, model, device, chips, batches, bfloat16, norm_images)
         shares = []
         for share in found:
             shares.append(share)
@@ -98,12 +105,25 @@ def _by_arrays(
     seeds: Sequence[int],
     batches: Sequence[Batch],
     calibration: Sequence[Tensor],
+    norm_images: Tensor | None,
 ) -> Iterator[float]:
+    calibrated = device.adc_bits is not None and device.adc_range == "calibrated"
     for seed in seeds:
         chip = OnDevice(device, seed)
-        if device.adc_bits is not None and device.adc_range == "calibrated":
+        network = partial(_simulated, plan, model, chip)
+        if norm_images is not None and calibrated:  # the ranges depend on the norms before them
+            with measuring_norms(model):
+                chip.calibrate(plan, model, [norm_images])
+        if calibrated:
             chip.calibrate(plan, model, calibration)
-        yield _accuracy(partial(_simulated, plan, model, chip), batches)
+        _measure(model, network, norm_images)
+        yield _accuracy(network, batches)
+
+
+def _measure(model: nn.Module, chip: Callable[[Tensor], Tensor], images: Tensor | None) -> None:
+    if images is not None:
+        with measuring_norms(model):
+            chip(images)
 
 
 def _simulated(plan: Plan, model: nn.Module, chip: OnDevice, x: Tensor) -> Tensor:
@@ -117,11 +137,13 @@ def _by_weights(
     seeds: Sequence[int],
     batches: Sequence[Batch],
     bfloat16: bool,
+    norm_images: Tensor | None,
 ) -> Iterator[float]:
     layers, keys = layers_on_device(plan, model, device), model.state_dict().keys()
     kind = batches[0][0].device.type
     # Channels last: a quarter less time on a CPU.
     batches = [(_channels_last(x), labels) for x, labels in batches]
+    norm_images = norm_images if norm_images is None else _channels_last(norm_images)
     with (
         _inputs_of(plan, model, device.input_bits),
         torch.autocast(kind, torch.bfloat16, enabled=bfloat16),
@@ -133,7 +155,9 @@ def _by_weights(
             # measured 1.8 (float32) and 3.4 (bfloat16) times slower on a CPU.
             for i in range(len(some)):
                 weights = {name: weight[i] for name, weight in drawn.items()}
-                yield _accuracy(partial(_with_weights, model, weights), batches)
+                network = partial(_with_weights, model, weights)
+                _measure(model, network, norm_images)
+                yield _accuracy(network, batches)
 
 
 def _channels_last(x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from crosspruner.errors import ConfigError
 
 SCALES = ("layer", "column")
+WEIGHT_RANGES = ("max", "mse")
 ADC_RANGES = ("full", "calibrated")
 PLACEMENTS = ("none", "columns", "both")
 
@@ -31,6 +32,9 @@ class Device:
     """Bits of a stored weight, sign included, >= 2; None = any value can be stored."""
     weight_scale: str = "layer"
     """What shares a full-scale weight: `layer`, or `column` (one column of one crossbar)."""
+    weight_range: str = "max"
+    """The full-scale weight: `max` = the largest; `mse` = the one of least squared error, larger
+    weights are clipped to it. The same where weights are not quantised."""
     on_off: float | None = None
     """Conductance of a fully-on cell over that of an off cell, > 1; None = an off cell is open."""
     input_bits: int | None = None
@@ -100,6 +104,7 @@ class Device:
             )
         for field, allowed in (
             ("weight_scale", SCALES),
+            ("weight_range", WEIGHT_RANGES),
             ("adc_range", ADC_RANGES),
             ("placement", PLACEMENTS),
         ):
@@ -139,6 +144,14 @@ class Device:
         return replace(
             self, adc_bits=None, read_noise=0.0, wire_ohms=0.0, input_bits=None, dac_bits=None
         )
+
+    @property
+    def nominal(self) -> "Device":
+        """The same device without what is left to chance: every chip as it should be."""
+        return replace(
+            self, lognormal=0.0, gaussian=0.0, read_noise=0.0, stuck_off=0.0, stuck_on=0.0,
+            placement="none", compensate=False, drift_spread=0.0,
+        )  # fmt: skip
 
     @property
     def is_ideal(self) -> bool:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
+from crosspruner.hardware import full_scale
 from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.cell_map import CellMap, cell_number, map_cells
 from crosspruner.hardware.cells import check_cells, conductances, store
@@ -61,10 +62,7 @@ class DeviceWeights:
     def _disturbed(self, ideal: Tensor, device: Device, seeds: Sequence[int]) -> Tensor:
         cells = self.cells
         weights = ideal.flatten()[cells.weight]
-        most = weights.abs().max() if len(weights) else weights.new_ones(())
-        scale = torch.where(most > 0, most, 1.0)
-        if device.weight_scale == "column":
-            scale = cells.column_scale(weights)
+        scale = full_scale.of_weights(cells, weights, device)
         stored = store(weights, scale, device, self.layer.crossbar)
         row, column = cells.row, cells.column
         if device.has_faults and device.placement != "none":

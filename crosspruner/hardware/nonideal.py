@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import PlanError
+from crosspruner.hardware import full_scale
 from crosspruner.hardware.cell_map import cell_number
-from crosspruner.hardware.cells import Stored, check_cells, conductances, full_scale_weight, store
+from crosspruner.hardware.cells import Stored, check_cells, conductances, store
 from crosspruner.hardware.crossbar import Crossbar
 from crosspruner.hardware.device import Device
 from crosspruner.hardware.execute import execute_layer
@@ -78,11 +79,11 @@ class OnDevice:
         if device.input_bits is not None:
             whole, input_scale = quantise(x, device.input_bits, signed=bool((x < 0).any()))
             inputs = whole.to(x.dtype)
-        full_scale = full_scale_weight(layer, weight, device)
+        scale = full_scale.of_crossbars(layer, weight, device)
         places = self._places(layer, weight)
 
         def product(driven: Tensor, cells: Tensor, number: Tensor) -> Tensor:
-            stored = store(cells, full_scale(cells), device, crossbar)
+            stored = store(cells, scale(cells), device, crossbar)
             row, column = places(number, *cells.shape[1:])
             cell = cell_number(crossbar, number[:, None, None], row[:, :, None], column[:, None, :])
             cell = cell[: len(stored.levels)]

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from crosspruner.hardware import full_scale
 from crosspruner.hardware.cell_map import cell_number
-from crosspruner.hardware.cells import Stored, full_scale_weight, store, stuck
+from crosspruner.hardware.cells import Stored, store, stuck
 from crosspruner.hardware.crossbar import Crossbar
 from crosspruner.hardware.device import Device
 from crosspruner.hardware.execute import execute_layer
@@ -46,10 +47,10 @@ def place_layer(layer: LayerPlan, weight: Tensor, device: Device, seed: int) -> 
     crossbar = layer.crossbar
     rows = torch.empty(layer.compute_crossbars, crossbar.rows, dtype=torch.int64)
     columns = torch.empty(layer.compute_crossbars, crossbar.weight_columns, dtype=torch.int64)
-    full_scale = full_scale_weight(layer, weight, device)
+    scale = full_scale.of_crossbars(layer, weight, device)
 
     def look(driven: Tensor, cells: Tensor, number: Tensor) -> Tensor:
-        stored = store(cells, full_scale(cells), device, crossbar)
+        stored = store(cells, scale(cells), device, crossbar)
         found = place(stored, device, crossbar, seed, layer.name, number)
         rows[number], columns[number] = found.rows, found.columns
         return driven.new_zeros(*driven.shape[:2], cells.shape[2])

@@ -31,8 +31,8 @@ class DeviceNoise(pl.Callback):
     chip depends on the seed and the step only, so that a resumed run goes on alike.
 
     Running batch-norm statistics would follow the last few chips. Before each validation, or at the
-    end of an epoch without one, they are measured anew on the epoch's last training images with the
-    weights as they are; those suit all chips.
+    end of an epoch without one, they are measured anew on the epoch's last training images, with
+    the weights as a chip without random errors has them (quantised, say); those suit all chips.
 
     Args:
         device: the device.
@@ -56,17 +56,9 @@ class DeviceNoise(pl.Callback):
     ) -> None:
         if not self.device.changes_weights or not self._due(trainer.global_step):
             return
-        network = pl_module.get_submodule(self.pruning.root)
-        keys = network.state_dict().keys()
-        if not self._layers:
-            self._layers = layers_on_device(self.pruning.plan, network, self.device)
         chip = (self.seed + 1) * _CHIPS + trainer.global_step * 4096 + batch_idx % 4096
         self._images.append(images_of(batch).detach())
-        for name, layer in self._layers.items():
-            weight = network.get_parameter(weight_name(name, keys))
-            with torch.no_grad():
-                self._clean[name] = weight.detach().clone()
-                weight.copy_(layer.on(self.device, [chip])[0])
+        self._disturb(pl_module, self.device, chip)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore(pl_module)
@@ -91,9 +83,23 @@ class DeviceNoise(pl.Callback):
 
     def _measure_norms(self, pl_module: pl.LightningModule) -> None:
         if self._images:
+            network = pl_module.get_submodule(self.pruning.root)
+            self._disturb(pl_module, self.device.nominal, 0)
             with torch.no_grad():
-                reestimate_all(pl_module.get_submodule(self.pruning.root), list(self._images))
+                reestimate_all(network, list(self._images))
+            self._restore(pl_module)
         self._images.clear()
+
+    def _disturb(self, pl_module: pl.LightningModule, device: Device, chip: int) -> None:
+        network = pl_module.get_submodule(self.pruning.root)
+        keys = network.state_dict().keys()
+        if not self._layers:
+            self._layers = layers_on_device(self.pruning.plan, network, self.device)
+        with torch.no_grad():
+            for name, layer in self._layers.items():
+                weight = network.get_parameter(weight_name(name, keys))
+                self._clean[name] = weight.detach().clone()
+                weight.copy_(layer.on(device, [chip])[0])
 
     def _restore(self, pl_module: pl.LightningModule) -> None:
         network = pl_module.get_submodule(self.pruning.root)

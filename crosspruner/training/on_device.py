@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
@@ -27,6 +28,9 @@ class DeviceSettings(Device):
     """The same where every crossbar must be computed by itself, which takes long."""
     calibration_images: int = 64
     """Training images that set the range of the ADCs, >= 1."""
+    norm_images: int = 0
+    """Training images on which each chip measures its batch norms anew, all in one batch; 0 = the
+    network's own statistics."""
     copies: str = "one"
     """`one` draw for all copies of a weight, or each its `own` (slow): see `chip_accuracy`."""
     train: bool = False
@@ -38,6 +42,8 @@ class DeviceSettings(Device):
             value = getattr(self, field)
             if value is not None and value < 1:
                 raise ConfigError(f"device.{field}={value}: it must be at least 1.")
+        if self.norm_images < 0:
+            raise ConfigError(f"device.norm_images={self.norm_images}: it must be 0 or more.")
         if self.copies not in COPIES:
             raise ConfigError(f"device.copies={self.copies}: choose one of {', '.join(COPIES)}.")
 
@@ -65,6 +71,9 @@ def accuracy_on_device(
     """
     by_array = settings.copies == "own" or needs_arrays(plan, settings)
     images = settings.array_images if by_array else settings.images
+    norm_images = None
+    if settings.norm_images:
+        norm_images = torch.cat([x for x, _ in data.calibration_batches(settings.norm_images)])
     return chip_accuracy(
         plan,
         network,
@@ -75,4 +84,5 @@ def accuracy_on_device(
         settings.copies,
         bfloat16,
         advance,
+        norm_images,
     )

@@ -251,6 +251,7 @@ def test_compensation_needs_a_pair():
         {"on_ohms": 0},
         {"drift_time": 0.5},
         {"weight_scale": "row"},
+        {"weight_range": "all"},
         {"adc_range": "auto"},
         {"placement": "rows"},
     ],

@@ -121,6 +121,44 @@ def test_weight_scale_per_column_by_hand():
     assert column.T.tolist() == [[1, 0], [0.25, -0.25]]
 
 
+def test_full_scale_of_least_squared_error_by_hand():
+    # Two bits: -s, 0 or s. Of nine weights of 1 and one of 1.9 the best s is 1.09, at an error of
+    # 0.73, and the nearest that is tried 1.9 * 0.95^11; 1.9 itself has an error of 9 * 0.81.
+    module = linear([[1.0] * 9 + [1.9]])
+    x = torch.eye(10).tolist()
+    crossbar = Crossbar(10, 4, differential=True)
+    clipped = run(module, x, Device(weight_bits=2, weight_range="mse"), crossbar)
+    torch.testing.assert_close(clipped, torch.full((10, 1), 1.9 * 0.95**11, dtype=torch.float64))
+    assert torch.equal(
+        run(module, x, Device(weight_bits=2), crossbar),
+        torch.full((10, 1), 1.9, dtype=torch.float64),
+    )
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 6), st.integers(0, 999), st.sampled_from(["layer", "column"]))
+def test_clipping_never_stores_weights_worse(bits, seed, scale):
+    torch.manual_seed(seed)
+    model = nn.Linear(12, 6, bias=False).double()
+    model.weight.data *= torch.randn(6, 12, dtype=torch.float64).exp()  # a few large ones
+    plan = plan_model(model, (12,), Crossbar(4, 4, differential=True), exclude=())
+    error = {}
+    for weight_range in ("max", "mse"):
+        device = Device(weight_bits=bits, weight_scale=scale, weight_range=weight_range)
+        held = device_weights(plan, model, device, [0])["weight"][0]
+        error[weight_range] = float((held - model.weight.detach()).square().sum())
+    assert error["mse"] <= error["max"] * (1 + 1e-12)
+
+
+def test_a_layer_of_zeros_has_a_full_scale():
+    for scale in ("layer", "column"):
+        device = Device(weight_bits=2, weight_range="mse", weight_scale=scale)
+        module = linear([[0.0, 0.0]])
+        plan = plan_model(module, (2,), Crossbar(2, 4, differential=True), exclude=())
+        assert run(module, [[1.0, 2.0]], device).tolist() == [[0.0]]
+        assert device_weights(plan, module, device, [0])["weight"].tolist() == [[[0.0, 0.0]]]
+
+
 def test_wires_by_hand():
     # Cells of 1 ohm, wires of 0.01; the columns are +, - of output 0, +, - of output 1. Off cells
     # are open: what flows is [[1, 0, 0, 1], [1, 0, 1, 0]].
@@ -171,6 +209,8 @@ def test_taps_that_only_meet_padding_have_no_cell():
 WEIGHT_EFFECTS = [
     Device(weight_bits=4),
     Device(weight_bits=4, weight_scale="column"),
+    Device(weight_bits=3, weight_range="mse"),
+    Device(weight_bits=3, weight_scale="column", weight_range="mse"),
     Device(lognormal=0.2),
     Device(gaussian=0.05),
     Device(lognormal=0.1, on_off=8),
@@ -301,6 +341,51 @@ def test_accuracy_refuses_what_it_cannot_do():
         chip_accuracy(plan, network(), Device(), [0], images(), copies="all")
     with pytest.raises(ConfigError, match="no images"):
         chip_accuracy(plan, network(), Device(), [0], [])
+
+
+def normed():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 6, 3, 2, 1),
+        nn.BatchNorm2d(6), nn.Flatten(), nn.Linear(6 * 4 * 3, 5),
+    ).double()  # fmt: skip
+    return model, pruned_plan(model, "folded")
+
+
+@pytest.mark.parametrize("copies", ["one", "own"])
+def test_batch_norms_are_measured_on_each_chip(copies):
+    model, plan = normed()
+    batches, device = images(), Device(lognormal=0.5)
+    seen = batches[0][0]
+    expected = []
+    for seed in (0, 1):
+        weights = {k: v[0] for k, v in device_weights(plan, model, device, [seed]).items()}
+        chip = normed()[0]
+        chip.load_state_dict(weights, strict=False)
+        for norm in (chip[1], chip[4]):  # statistics of one batch, taken over as they are
+            norm.momentum = 1.0
+        chip.train()(seen)
+        hits = chip.eval()(seen).argmax(1) == batches[0][1]
+        expected.append(float(hits.double().mean()))
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    found = chip_accuracy(plan, model, device, [0, 1], batches, copies=copies, norm_images=seen)
+    assert found.tolist() == expected
+    assert found.tolist() != chip_accuracy(plan, model, device, [0, 1], batches).tolist()
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_batch_norms_are_measured_behind_calibrated_converters():
+    model, plan = normed()
+    device = Device(weight_bits=6, input_bits=6, adc_bits=7)
+    batches = images(20)
+    model[1].running_var *= 1e6  # nothing comes through the norm as it is
+    found = [
+        float(chip_accuracy(plan, model, device, [0], batches, [batches[0][0][:5]], norm_images=n))
+        for n in (None, batches[0][0])
+    ]
+    ideal = normed()[0].train()(batches[0][0]).argmax(1)
+    assert abs(found[1] - float((ideal == batches[0][1]).double().mean())) <= 0.1
+    assert found[0] != found[1]
 
 
 def test_the_model_is_left_as_it_was():

@@ -100,7 +100,10 @@ def test_the_same_seed_meets_the_same_chips():
     assert not torch.equal(one.net[0].weight, other.net[0].weight)
 
 
-def test_batch_norms_are_those_of_the_weights_as_they_are():
+@pytest.mark.parametrize(
+    "device", [Device(lognormal=1.0), Device(lognormal=1.0, weight_bits=2)], ids=["drawn", "stored"]
+)
+def test_batch_norms_are_those_of_weights_without_chance(device):
     class Normed(Net):
         def __init__(self):
             super().__init__(rate=0.0)
@@ -110,15 +113,20 @@ def test_batch_norms_are_those_of_the_weights_as_they_are():
     images, labels = torch.randn(8, 12), torch.randint(3, (8,))
     loader = DataLoader(TensorDataset(images, labels), batch_size=4)
     module = Normed()
+    start = module.net[0].weight.detach().clone()
     pruning = CrossbarPruning(
         Crossbar(4, 4, differential=True), ratio=0.0, input_shape=(12,), root="net"
     )
     pl.Trainer(
-        max_epochs=1, callbacks=[pruning, DeviceNoise(Device(lognormal=1.0), pruning)],
+        max_epochs=1, callbacks=[pruning, DeviceNoise(device, pruning)],
         logger=False, enable_progress_bar=False, enable_checkpointing=False,
         enable_model_summary=False, accelerator="cpu",
     ).fit(module, loader)  # fmt: skip
-    read = module.net[0](images).detach()
+    assert torch.equal(module.net[0].weight, start)
+    weight = start
+    if device.weight_bits:  # -1, 0 or 1 times the largest
+        weight = (start / start.abs().max()).round() * start.abs().max()
+    read = nn.functional.linear(images, weight, module.net[0].bias).detach()
     torch.testing.assert_close(module.net[1].running_mean, read.mean(0))
     torch.testing.assert_close(module.net[1].running_var, read.var(0))
 

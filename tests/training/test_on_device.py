@@ -59,7 +59,22 @@ def test_accuracy_is_measured(data):
     assert bool(((found >= 0) & (found <= 1)).all())
 
 
-@pytest.mark.parametrize("fields", [{"seeds": 0}, {"images": 0}, {"copies": "two"}])
+def test_chips_measure_their_norms_on_training_images(data, monkeypatch):
+    model = build_model("vgg8", data.num_classes, data.image_size, width=0.0625)
+    plan = plan_model(model, (3, 16, 16), "32x32", "folded")
+    seen = []
+    monkeypatch.setattr(
+        "crosspruner.training.on_device.chip_accuracy", lambda *given: seen.append(given[-1])
+    )
+    for count in (0, 20):
+        accuracy_on_device(plan, model, data, DeviceSettings(norm_images=count))
+    assert seen[0] is None
+    assert seen[1].shape == (20, 3, 16, 16)
+
+
+@pytest.mark.parametrize(
+    "fields", [{"seeds": 0}, {"images": 0}, {"copies": "two"}, {"norm_images": -1}]
+)
 def test_settings_out_of_range_are_refused(fields):
     with pytest.raises(ConfigError, match=f"device.{next(iter(fields))}"):
         DeviceSettings(**fields)
