@@ -19,7 +19,7 @@ from crosspruner.sparsity.groups import GRAINS
 from crosspruner.training.on_device import DeviceSettings
 from crosspruner.training.settings import TrainingSettings
 
-PROCEDURES = ("per_step", "layerwise", "mask_sparsity", "group_lasso", "both")
+PROCEDURES = ("per_step", "layerwise", "mask_sparsity", "group_lasso", "both", "held")
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class ProcedureSettings:
             keys of layerwise as well).
         first: share of the removals that comes at once, between 0 and 1 (both, which reads the keys
             of layerwise as well).
+        run: folder of the run whose pruned network is trained further (held).
     """
 
     name: str = "per_step"
@@ -52,6 +53,7 @@ class ProcedureSettings:
     positions: int | None = 128
     strength: float = 3.0
     first: float = 0.7
+    run: str = ""
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from crosspruner.judging import check_device, judge, judge_on_device
 from crosspruner.pruning.both_callback import BothPruning
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.device_noise import DeviceNoise
+from crosspruner.pruning.held_run import HeldRun, dense_weights
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
 from crosspruner.pruning.penalised_callback import PenalisedPruning
@@ -132,8 +133,9 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     fix_randomness(settings.seed)
     data = open_data(config)
     network = network_of(config, data)
-    if config.model.weights is not None:
-        log.info("%s: %s", config.model.weights, load_weights(network, config.model.weights))
+    weights = _initial_weights(config, settings)
+    if weights is not None:
+        log.info("%s: %s", weights, load_weights(network, weights))
 
     pruning = _pruning(settings)
     input_shape = (data.in_channels, *data.image_size)
@@ -145,10 +147,10 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     kept = folder / "checkpoints"
     ema = settings.training.ema
     average = None if ema is None else WeightAverage(ema, pruning)
-    weights = None if average is None else average.state_of
+    averaged = None if average is None else average.state_of
     snapshots = (
-        Snapshot(kept / "dense.safetensors", pruning, Phase.PRUNE, weights),
-        Snapshot(kept / "pruned.safetensors", pruning, Phase.FINETUNE, weights),
+        Snapshot(kept / "dense.safetensors", pruning, Phase.PRUNE, averaged),
+        Snapshot(kept / "pruned.safetensors", pruning, Phase.FINETUNE, averaged),
     )
     labels = _labels(config, settings, pruning.ratio)
     with _loggers(config, folder, labels) as (loggers, board):
@@ -204,6 +206,14 @@ def network_of(config: DictConfig, data: ImageData) -> nn.Module:
         image_size=data.image_size,
         in_channels=data.in_channels,
     )
+
+
+def _initial_weights(config: DictConfig, settings: RunSettings) -> str | Path | None:
+    """The file of the weights to begin with; None = as the seed initialises them."""
+    if config.model.weights is None and settings.procedure.name == "held":
+        return dense_weights(settings.procedure.run)
+    weights: str | None = config.model.weights
+    return weights
 
 
 def _module(
@@ -272,6 +282,8 @@ def _pruning(settings: RunSettings) -> PruningCallback:
     shared |= {"settings": layerwise, "calibration_images": procedure.calibration_images}
     if procedure.name == "layerwise":
         return LayerwisePruning(**shared)
+    if procedure.name == "held":
+        return HeldRun(procedure.run, **shared)
     penalised = "removed" if procedure.name == "mask_sparsity" else "all"
     return PenalisedPruning(penalise=penalised, strength=procedure.strength, **shared)
 

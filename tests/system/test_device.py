@@ -39,3 +39,25 @@ def test_noise_of_a_device_without_any_is_refused(train, tmp_path):
     code, _, err = train(tmp_path, *SMALL, "logger=csv", "device.train=true")
     assert code == 1
     assert "does nothing to weights" in err
+
+
+def test_a_finished_run_is_trained_further_with_noise(train, tmp_path):
+    same = (*SMALL, "logger=csv", "crossbar.differential=true")
+    code, _, err = train(tmp_path, *same, "procedure=layerwise", "hydra.run.dir=first")
+    assert code == 0, err
+    further = (
+        *same, "procedure=held", "procedure.run=first", "hydra.run.dir=second",
+        "device.weight_bits=4", "device.weight_range=mse", "device.norm_images=32",
+        "device.train=true",
+    )  # fmt: skip
+    code, _, err = train(tmp_path, *further)
+    assert code == 1
+    assert "type schedule=from_dense" in err
+    first = json.loads((tmp_path / "first" / "summary.json").read_text())
+    further = (*(o for o in further if "dense_epochs" not in o), "schedule=from_dense")
+    code, _, err = train(tmp_path, *further, f"ratio={first['compute_saved']:.3f}")
+    assert code == 0, err
+    second = json.loads((tmp_path / "second" / "summary.json").read_text())
+    for same_in_both in ("compute_crossbars", "total_crossbars", "dense_accuracy"):
+        assert second[same_in_both] == first[same_in_both]
+    assert second["oneshot_accuracy"] == first["accuracy"]  # it begins where the first one ended
