@@ -29,8 +29,8 @@ class DeviceSettings(Device):
     calibration_images: int = 64
     """Training images that set the range of the ADCs, >= 1."""
     norm_images: int = 0
-    """Training images on which each chip measures its batch norms anew, all in one batch; 0 = the
-    network's own statistics."""
+    """Training images, augmented as in training, on which each chip measures its batch norms anew,
+    all in one batch; 0 = the network's own statistics."""
     copies: str = "one"
     """`one` draw for all copies of a weight, or each its `own` (slow): see `chip_accuracy`."""
     train: bool = False
@@ -73,7 +73,8 @@ def accuracy_on_device(
     images = settings.array_images if by_array else settings.images
     norm_images = None
     if settings.norm_images:
-        norm_images = torch.cat([x for x, _ in data.calibration_batches(settings.norm_images)])
+        batches = data.calibration_batches(settings.norm_images, augmented=True)
+        norm_images = torch.cat([x for x, _ in batches])
     return chip_accuracy(
         plan,
         network,

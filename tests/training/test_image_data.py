@@ -86,6 +86,17 @@ def test_calibration_images_are_plain_training_images_and_repeat():
     assert all(tuple(image.flatten().tolist()) in training for image in drawn)
 
 
+def test_augmented_calibration_varies_the_same_images_and_repeats():
+    data = small(batch_size=8)
+    plain, varied = (
+        batches(data.calibration_batches(20)),
+        batches(data.calibration_batches(20, augmented=True)),
+    )
+    assert equal(varied, batches(small(batch_size=8, seed=9).calibration_batches(20, True)))
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(plain, varied, strict=True))
+    assert not equal(plain, varied)
+
+
 def test_calibration_gives_at_most_all_training_images():
     assert sum(len(x) for x, _ in small().calibration_batches(10**6)) == 72
     with pytest.raises(DataError, match="0 calibration images asked for: at least 1"):

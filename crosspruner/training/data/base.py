@@ -154,11 +154,12 @@ class ImageData(pl.LightningDataModule, ABC):
     def test_dataloader(self) -> DataLoader:
         return self._eval_loader(self.splits.test)
 
-    def calibration_batches(self, num_images: int) -> DataLoader:
+    def calibration_batches(self, num_images: int, augmented: bool = False) -> DataLoader:
         """Training images as the network sees them at test time, for moments and batch-norm.
 
         Args:
             num_images: at least 1; more than there are gives all of them.
+            augmented: as it sees them in training instead.
 
         Returns:
             An iterable of batches that can be iterated again and gives the same ones each time, on
@@ -170,6 +171,8 @@ class ImageData(pl.LightningDataModule, ABC):
         generator = keyed_generator(Stream.CALIBRATION, self.split_seed)
         chosen = torch.randperm(len(train), generator=generator)[:num_images]
         images = train.subset(chosen).transformed(self.eval_transform())
+        if augmented:
+            images = images.transformed(self.train_transform(), self.split_seed)
         return self._loader(images, ShareSampler(len(images)))
 
     def test_batches(self, num_images: int | None = None) -> DataLoader:
