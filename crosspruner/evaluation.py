@@ -17,9 +17,9 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 from torch import nn
 
+from crosspruner.assemble import network_of, open_data, quieten_lightning
 from crosspruner.config import RunSettings, run_settings
 from crosspruner.errors import ConfigError, RunFolderError
-from crosspruner.experiment import network_of, open_data, quieten_lightning
 from crosspruner.hardware import Plan, plan_model
 from crosspruner.hardware.effective import weight_name
 from crosspruner.sparsity import GroupLayout

@@ -9,25 +9,28 @@ import logging
 import math
 import sys
 import time
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
-import torch
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import InstantiationException
-from hydra.types import RunMode
-from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf, open_dict
-from pytorch_lightning.loggers import Logger, WandbLogger
-from torch import nn
+from omegaconf import DictConfig
 
+from crosspruner.assemble import (
+    fix_randomness,
+    initial_weights,
+    is_sweep,
+    loggers_of,
+    module_of,
+    network_of,
+    open_data,
+    pruning_of,
+    quieten_lightning,
+    trainer_of,
+)
 from crosspruner.config import RunSettings, run_settings
-from crosspruner.errors import ConfigError, CrossprunerError
+from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
 from crosspruner.job import (
     has_console,
@@ -40,13 +43,7 @@ from crosspruner.job import (
     share_cores,
 )
 from crosspruner.judging import check_device, judge, judge_on_device
-from crosspruner.pruning.both_callback import BothPruning
-from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.device_noise import DeviceNoise
-from crosspruner.pruning.held_run import HeldRun, dense_weights
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
-from crosspruner.pruning.layerwise_callback import LayerwisePruning
-from crosspruner.pruning.penalised_callback import PenalisedPruning
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import Phase
 from crosspruner.pruning.snapshot import Snapshot
@@ -56,13 +53,9 @@ from crosspruner.reporting.layers import layer_table
 from crosspruner.reporting.page import write_run_report
 from crosspruner.reporting.results import headline, write_results
 from crosspruner.reporting.tracked_results import log_results
-from crosspruner.reporting.tracking import TrackingSettings, tracked
-from crosspruner.training import Classifier, build_model, load_weights
+from crosspruner.training import load_weights
 from crosspruner.training.average import WeightAverage
-from crosspruner.training.data.base import ImageData
-from crosspruner.training.data.mixing import Mixing
 from crosspruner.training.distillation import Distillation
-from crosspruner.training.progress import progress_callbacks
 
 log = logging.getLogger(__name__)
 
@@ -117,11 +110,6 @@ def run(config: DictConfig) -> float:
     return accuracy
 
 
-def is_sweep() -> bool:
-    """Whether this is a job of a sweep."""
-    return HydraConfig.get().mode is RunMode.MULTIRUN
-
-
 def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     started = time.monotonic()
     if is_sweep() and "LocalLauncher" in HydraConfig.get().launcher._target_:
@@ -133,17 +121,17 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     fix_randomness(settings.seed)
     data = open_data(config)
     network = network_of(config, data)
-    weights = _initial_weights(config, settings)
+    weights = initial_weights(config, settings)
     if weights is not None:
         log.info("%s: %s", weights, load_weights(network, weights))
 
-    pruning = _pruning(settings)
+    pruning = pruning_of(settings)
     input_shape = (data.in_channels, *data.image_size)
     plan = pruning.prepare(network, input_shape)
     log.info("%s\n%s", _intention(plan, pruning), plan.table())
     check_device(settings.device, plan)
 
-    module = _module(config, settings, network, data)
+    module = module_of(config, settings, network, data)
     kept = folder / "checkpoints"
     ema = settings.training.ema
     average = None if ema is None else WeightAverage(ema, pruning)
@@ -153,7 +141,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
         Snapshot(kept / "pruned.safetensors", pruning, Phase.FINETUNE, averaged),
     )
     labels = _labels(config, settings, pruning.ratio)
-    with _loggers(config, folder, labels) as (loggers, board):
+    with loggers_of(config, folder, labels) as (loggers, board):
         # The dense network is kept before, the pruned one after a procedure that prunes between
         # steps; what is left of it is averaged, and noise goes into that.
         ours: list[pl.Callback] = [snapshots[0], pruning, snapshots[1]]
@@ -163,7 +151,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
             ours.append(average)
         if settings.device.train:
             ours.append(DeviceNoise(settings.device, pruning, settings.seed))
-        trainer = _trainer(config, pruning, ours, loggers)
+        trainer = trainer_of(config, pruning, ours, loggers)
         trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings, folder))
         outcome = judge(trainer, module, data, pruning, snapshots)
         if trainer.is_global_zero:
@@ -180,64 +168,6 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     return outcome.accuracy
 
 
-def open_data(config: DictConfig) -> ImageData:
-    """The data set of the configuration, set up.
-
-    Its own errors come as they are, without hydra's wrapping.
-    """
-    try:
-        data = instantiate(config.data)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, CrossprunerError):
-            raise error.__cause__ from None
-        raise
-    data.prepare_data()
-    data.setup()
-    return data
-
-
-def network_of(config: DictConfig, data: ImageData) -> nn.Module:
-    """The network of the configuration for that data set, as its seed initialises it."""
-    model = _plain(config.model)
-    del model["weights"]
-    return build_model(
-        **model,
-        num_classes=data.num_classes,
-        image_size=data.image_size,
-        in_channels=data.in_channels,
-    )
-
-
-def _initial_weights(config: DictConfig, settings: RunSettings) -> str | Path | None:
-    """The file of the weights to begin with; None = as the seed initialises them."""
-    if config.model.weights is None and settings.procedure.name == "held":
-        return dense_weights(settings.procedure.run)
-    weights: str | None = config.model.weights
-    return weights
-
-
-def _module(
-    config: DictConfig, settings: RunSettings, network: nn.Module, data: ImageData
-) -> Classifier:
-    how = settings.training
-    mixing = Mixing(data.num_classes, how.mixup, how.cutmix, how.mix_share)
-    if settings.distill > 0 and settings.ratio == 0:
-        log.warning("distill=%g does nothing at ratio=0: nothing is pruned", settings.distill)
-    return Classifier(
-        network,
-        optimizer=instantiate(config.optimizer),
-        scheduler=instantiate(config.lr_schedule) if config.lr_schedule else None,
-        label_smoothing=how.label_smoothing,
-        channels_last=how.channels_last,
-        seed=settings.seed,
-        mixing=mixing,
-        distill=settings.distill,
-        temperature=how.distill_temperature,
-        compile=how.compile,
-        compile_backend=how.compile_backend,
-    )
-
-
 def _intention(plan: Plan, pruning: PruningCallback) -> str:
     """What is about to happen, in one line, before anything is trained."""
     gone = sum(
@@ -249,93 +179,6 @@ def _intention(plan: Plan, pruning: PruningCallback) -> str:
         f"to remove {gone:,} of {total:,} compute crossbars ({gone / total:.2%}, "
         f"{pruning.ratio:.2%} asked for) from {len(pruning.layouts)} of {len(plan.layers)} layers"
     )
-
-
-def _pruning(settings: RunSettings) -> PruningCallback:
-    shared: dict[str, Any] = {
-        "crossbar": settings.crossbar,
-        "mapping": settings.mapping,
-        "grain": settings.grain.name,
-        "ratio": settings.ratio,
-        "schedule": settings.schedule,
-        "budget": settings.budget,
-        "include": settings.include,
-        "exclude": settings.exclude,
-        "root": "net",
-        "seed": settings.seed,
-    }
-    procedure = settings.procedure
-    if procedure.name == "per_step":
-        return CrossbarPruning(settings=settings.solver, **shared)
-    layerwise = LayerwiseSettings(
-        *(settings.solver.name, settings.reorder, procedure.refit),
-        *(procedure.damping, procedure.positions),
-    )
-    if procedure.name == "both":
-        return BothPruning(
-            settings=settings.solver,
-            layerwise=layerwise,
-            first=procedure.first,
-            calibration_images=procedure.calibration_images,
-            **shared,
-        )
-    shared |= {"settings": layerwise, "calibration_images": procedure.calibration_images}
-    if procedure.name == "layerwise":
-        return LayerwisePruning(**shared)
-    if procedure.name == "held":
-        return HeldRun(procedure.run, **shared)
-    penalised = "removed" if procedure.name == "mask_sparsity" else "all"
-    return PenalisedPruning(penalise=penalised, strength=procedure.strength, **shared)
-
-
-def _trainer(
-    config: DictConfig,
-    pruning: PruningCallback,
-    ours: list[pl.Callback],
-    loggers: list[Logger],
-) -> pl.Trainer:
-    bar = sys.stdout.isatty() and not is_sweep()  # a sweep has one of its own, over all jobs
-    shown = progress_callbacks(Path(config.paths.output_dir), bar)
-    callbacks = [*ours, *shown, *instantiate(config.callbacks).values()]
-    if not loggers:  # it would raise without one
-        callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
-    _check_devices(config)
-    epochs = config.trainer.max_epochs
-    with open_dict(config):
-        config.trainer.max_epochs = epochs or math.ceil(pruning.schedule.epochs)
-    return instantiate(
-        config.trainer,
-        callbacks=callbacks,
-        logger=loggers or False,
-        enable_progress_bar=bar,
-    )
-
-
-def _check_devices(config: DictConfig) -> None:
-    several = config.trainer.get("devices", 1) not in (1, "1", "auto")
-    launcher = HydraConfig.get().launcher._target_
-    if several and is_sweep() and "submitit" not in launcher:
-        raise ConfigError(
-            f"trainer.devices={config.trainer.devices} in a sweep: Lightning would start the whole "
-            "sweep again for each device. Give each job processes of its own: "
-            "hydra/launcher=submitit_local (or submitit_slurm), or run the jobs one by one"
-        )
-
-
-@contextmanager
-def _loggers(
-    config: DictConfig, folder: Path, labels: dict[str, Any]
-) -> Iterator[tuple[list[Logger], WandbLogger | None]]:
-    """The loggers that are configured, and the wandb one among them."""
-    loggers: list[Logger] = [
-        instantiate(logger) for name, logger in config.logger.items() if name != "wandb"
-    ]
-    if "wandb" not in config.logger:
-        yield loggers, None
-        return
-    tracking = TrackingSettings(**_plain(config.logger.wandb))
-    with tracked(tracking, folder, _plain(config), labels, config.ckpt_path) as board:
-        yield [*loggers, board] if board is not None else loggers, board
 
 
 def _checkpoint(settings: RunSettings, folder: Path) -> str | None:
@@ -368,23 +211,3 @@ def _labels(config: DictConfig, settings: RunSettings, ratio: float) -> dict[str
         "reorder": settings.reorder,
         **({"method": choices["method"]} if choices.get("method") else {}),
     }
-
-
-def fix_randomness(seed: int) -> None:
-    """Every job of a sweep starts alike, whatever the job before it in this process did."""
-    pl.seed_everything(seed, workers=True, verbose=False)
-    torch.backends.cudnn.deterministic = False
-    torch.backends.cudnn.benchmark = False
-
-
-def quieten_lightning() -> None:
-    """Its hardware lines, tips and own deprecations say nothing about this run."""
-    logging.getLogger("pytorch_lightning").setLevel(logging.WARNING)
-    for message in (".*isinstance.treespec, LeafSpec.*", ".*smaller than the logging interval.*"):
-        warnings.filterwarnings("ignore", message, module="pytorch_lightning")
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    values = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(values, dict)
-    return {str(key): value for key, value in values.items()}

@@ -16,9 +16,9 @@ from optuna.distributions import (
 )
 from safetensors.torch import load_file
 
+from crosspruner.assemble import network_of, open_data
 from crosspruner.config import run_settings
 from crosspruner.errors import ConfigError
-from crosspruner.experiment import network_of, open_data
 from crosspruner.hardware import plan_model
 from crosspruner.pruning.budget import prunable_layers, uniform_budget
 from crosspruner.pruning.layer_ratios import KEY

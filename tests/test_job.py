@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 
-from crosspruner.experiment import fix_randomness
+from crosspruner.assemble import fix_randomness
 from crosspruner.job import LOCK, own_folder, process_left_as_found, recorded, share_cores
 
 # Of launchers that have a file of the name that their plugin registers; see train.py

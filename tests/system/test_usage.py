@@ -11,9 +11,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim.lr_scheduler import OneCycleLR
 
 import crosspruner as cp
+from crosspruner.assemble import fix_randomness, network_of, open_data
 from crosspruner.config import run_settings
 from crosspruner.evaluation import load_config
-from crosspruner.experiment import fix_randomness, network_of, open_data
 from crosspruner.sparsity import GroupLayout
 
 from .conftest import ROOT, SMALL
