@@ -1,20 +1,72 @@
-"""Batch-norm statistics measured anew, after the layers before them have changed."""
+"""Batch-norm statistics set right, after the layers before them have changed.
 
-from collections.abc import Sequence
+On the calibration images a batch norm of the dense network reads something else than its running
+statistics say: those come from augmented training images, and from many more. What pruning has
+changed is the difference between two networks on the same images. So statistics are *shifted* by
+that difference, and where nothing has changed the network stays as it is.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosspruner.errors import DataError
-from crosspruner.pruning.walk import Stop, run_to, stops
+from crosspruner.pruning.walk import Stop, forward, run_to, stops
 
 # Images squared in float64 at once.
 _TOGETHER = 32
 
 
-def reestimate(network: nn.Module, batches: Sequence[Tensor], stop: Stop) -> None:
-    """Set the statistics of one batch norm to those of all its inputs on the calibration images.
+@dataclass(frozen=True)
+class NormReference:
+    """A batch norm of the dense network: what it reads on the calibration images, and assumes."""
+
+    mean: Tensor
+    """(C,) float64, measured."""
+    variance: Tensor
+    """(C,) float64, measured."""
+    running_mean: Tensor
+    """(C,), its statistics."""
+    running_var: Tensor
+    """(C,), likewise."""
+
+
+def norm_references(dense: nn.Module, batches: Sequence[Tensor]) -> dict[str, NormReference]:
+    """What every batch norm with statistics reads, in one pass over the images.
+
+    Args:
+        dense: the network before pruning, in evaluation mode; not changed.
+        batches: calibration images.
+
+    Returns:
+        Name of the batch norm -> its reference; those that no image reaches have none.
+    """
+    sums = {
+        name: NormSums(module)
+        for name, module in dense.named_modules()
+        if isinstance(module, _BatchNorm) and module.running_mean is not None
+    }
+
+    def take(own: NormSums, _module: nn.Module, inputs: tuple[Tensor]) -> None:
+        own.update(inputs[0])
+
+    with ExitStack() as hooks, torch.no_grad():
+        for own in sums.values():
+            hooks.callback(own.norm.register_forward_pre_hook(partial(take, own)).remove)
+        for images in batches:
+            forward(dense, images)
+    return {name: own.reference() for name, own in sums.items() if own.count}
+
+
+def reestimate(
+    network: nn.Module, batches: Sequence[Tensor], stop: Stop, reference: NormReference | None
+) -> None:
+    """Set the statistics of one batch norm right for all its inputs on the calibration images.
 
     The variance is that of all images together, not a mean over batches, so batches of any size,
     one image included, give the same result. Every layer before it must be in its final state.
@@ -23,6 +75,8 @@ def reestimate(network: nn.Module, batches: Sequence[Tensor], stop: Stop) -> Non
         network: in evaluation mode; changed in place.
         batches: calibration images.
         stop: the batch norm, as `walk.stops` found it.
+        reference: the same batch norm in the dense network, on the same images: its statistics
+            are shifted. None = they become those of the images.
 
     Raises:
         DataError: its inputs are NaN or Inf.
@@ -38,11 +92,11 @@ def reestimate(network: nn.Module, batches: Sequence[Tensor], stop: Stop) -> Non
 
     for images in batches:
         run_to(network, images, stop, take)
-    sums.write(stop.name)
+    sums.write(stop.name, reference)
 
 
-def measure(stop: Stop, inputs: Tensor) -> None:
-    """Set the statistics of one batch norm to those of all its inputs, given at once.
+def measure(stop: Stop, inputs: Tensor, references: Mapping[str, NormReference]) -> None:
+    """`reestimate` one batch norm from all its inputs, given at once.
 
     Raises:
         DataError: they are NaN or Inf.
@@ -53,7 +107,7 @@ def measure(stop: Stop, inputs: Tensor) -> None:
         sums = NormSums(norm)
         for part in inputs.split(_TOGETHER):
             sums.update(part)
-        sums.write(stop.name)
+        sums.write(stop.name, references.get(stop.name))
 
 
 class NormSums:
@@ -72,28 +126,48 @@ class NormSums:
         self.squares += channels.double().square().sum(1)
         self.count += channels.shape[1]
 
-    def write(self, name: str) -> None:
-        """Make the mean and the variance of what was seen the statistics of the batch norm.
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean and (biased) variance of what was seen, (C,) float64."""
+        mean = self.total / self.count
+        return mean, (self.squares / self.count - mean.square()).clamp(min=0)
 
-        Raises:
-            DataError: they are NaN or Inf.
-        """
-        norm, count = self.norm, self.count
+    def reference(self) -> NormReference:
+        """What was seen, beside the statistics of the batch norm."""
+        norm = self.norm
         assert norm.running_mean is not None
         assert norm.running_var is not None
-        mean = self.total / count
-        variance = (self.squares / count - mean.square()).clamp(min=0)
+        return NormReference(*self.moments(), norm.running_mean.clone(), norm.running_var.clone())
+
+    def write(self, name: str, reference: NormReference | None = None) -> None:
+        """Make what was seen the statistics of the batch norm, or shift those of the reference.
+
+        The mean moves by as much as the measured one has, the variance by the same factor.
+
+        Raises:
+            DataError: it is NaN or Inf.
+        """
+        norm = self.norm
+        assert norm.running_mean is not None
+        assert norm.running_var is not None
+        mean, variance = self.moments()
         if not bool((mean.isfinite() & variance.isfinite()).all()):
             raise DataError(
                 f"batch norm {name} meets NaN or Inf on the calibration images: check the weights "
                 "and the scale of the images"
             )
+        if reference is None:
+            variance = variance * self.count / max(self.count - 1, 1)  # unbiased, as PyTorch's
+        else:
+            mean = reference.running_mean + (mean - reference.mean)
+            # A batch norm divides by sqrt(variance + eps): so a channel that was constant, too.
+            grown = (variance + norm.eps) / (reference.variance + norm.eps)
+            variance = (reference.running_var + norm.eps) * grown - norm.eps
         norm.running_mean.copy_(mean)
-        norm.running_var.copy_(variance * count / max(count - 1, 1))  # unbiased, as PyTorch's
+        norm.running_var.copy_(variance.clamp(min=0))
 
 
 def reestimate_all(network: nn.Module, batches: Sequence[Tensor]) -> None:
-    """`reestimate` every batch norm of a network, in the order in which they run.
+    """Make the statistics of every batch norm those of the images, in the order in which they run.
 
     Args:
         network: changed in place; its mode is left as it was.
@@ -103,7 +177,7 @@ def reestimate_all(network: nn.Module, batches: Sequence[Tensor]) -> None:
     network.eval()
     try:
         for stop in stops(network, batches[0], {}):
-            reestimate(network, batches, stop)
+            reestimate(network, batches, stop, None)
     finally:
         for module, mode in modes.items():
             module.training = mode

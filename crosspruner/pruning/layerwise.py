@@ -1,8 +1,8 @@
 """Layer by layer along the network: choose a mask, refit what survives, go on to the next layer.
 
 Inputs come from the network as pruned so far, targets from the dense network, so each layer also
-makes up for what the layers before it lost. A batch norm is measured anew as soon as all before it
-is final, before anything behind it is looked at.
+makes up for what the layers before it lost. A batch norm is set right as soon as all before it is
+final, before anything behind it is looked at.
 
 Where the activations of all calibration images fit into memory, one pass through each network is
 enough: the pruned network is changed under way, each layer just before it runs. Otherwise, and
@@ -11,14 +11,14 @@ where a layer runs several times per image, every layer gets passes of its own.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
 from crosspruner.hardware.matrix import matrix_shape
-from crosspruner.pruning.batch_norm import measure, reestimate
+from crosspruner.pruning.batch_norm import NormReference, measure, norm_references, reestimate
 from crosspruner.pruning.layer_pruner import LayerwiseSettings, Pruned, Samples, prune_layer
 from crosspruner.pruning.output_weights import norm_weights
 from crosspruner.pruning.targets import SHARED_BY, Targets, dense_targets
@@ -135,6 +135,15 @@ class Walk:
         """Leave the batch norms as they are."""
         self.places = [stop for stop in self.places if not stop.is_norm]
 
+    @cached_property
+    def references(self) -> dict[str, NormReference]:
+        """The batch norms of the dense network on the calibration images, by name."""
+        return norm_references(self.dense, self.batches)
+
+    def reestimate(self, norm: Stop) -> None:
+        """Set the statistics of a batch norm right, all layers before it being final."""
+        reestimate(self.network, self.batches, norm, self.references.get(norm.name))
+
     @property
     def fits_one_pass(self) -> bool:
         """Whether the activations of all images fit into memory, and each stop runs once."""
@@ -146,7 +155,7 @@ class Walk:
         return held <= PASS_BYTES and all(stop.calls == 1 for stop in self.places)
 
     def run(self, visit: Callable[[Stop, Samples], None], between: bool = False) -> None:
-        """Visit every layer in the order of the network; batch norms are measured on the way.
+        """Visit every layer in the order of the network; batch norms are set right on the way.
 
         Args:
             visit: may change the weights of the layer.
@@ -167,7 +176,7 @@ class Walk:
 
         def before(stop: Stop, module: nn.Module, inputs: Tensor) -> None:
             if stop.is_norm:
-                measure(stop, inputs)
+                measure(stop, inputs, self.references)
                 return
             known = targets.pop(stop.name)
             parts = inputs.split(SHARED_BY)
@@ -178,7 +187,7 @@ class Walk:
     def _stop_by_stop(self, visit: Callable[[Stop, Samples], None]) -> None:
         for stop in self.places:
             if stop.is_norm:
-                reestimate(self.network, self.batches, stop)
+                self.reestimate(stop)
             else:
                 visit(stop, partial(self._samples, stop, self.generator.get_state()))
 

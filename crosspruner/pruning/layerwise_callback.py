@@ -29,7 +29,7 @@ class LayerwisePruning(PruningCallback):
     """Removes a fraction of a model's compute crossbars layer by layer, before fine-tuning.
 
     At the first step after the dense epochs (or when fitting ends, if there is none) every
-    prunable layer gets its mask, its refitted weights and fresh batch-norm statistics from some
+    prunable layer gets its mask, its refitted weights and its batch-norm statistics from some
     hundred calibration images; the masks are frozen from then on.
 
     Args:

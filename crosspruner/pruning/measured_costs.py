@@ -20,7 +20,6 @@ from scipy.optimize import isotonic_regression
 from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
-from crosspruner.pruning.batch_norm import reestimate, reestimate_all
 from crosspruner.pruning.divergence import HeldOut
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_pruner import (
@@ -71,12 +70,9 @@ def measured_costs(
     """
     images = HeldOut(batches)
     users = users_of(plan, layouts)
-    # Measuring batch norms anew moves the predictions too, whatever is removed: not a cost of it.
-    reference = copy.deepcopy(dense)
-    reestimate_all(reference, images.fitting)
-    images.expect(reference)
-    trial = copy.deepcopy(reference)
-    walk = Walk(trial, reference, users, images.fitting, settings, generator)
+    images.expect(dense)
+    trial = copy.deepcopy(dense)
+    walk = Walk(trial, dense, users, images.fitting, settings, generator)
     norms = {place.name: place for place in walk.places if place.is_norm}
     walk.only_layers()
     measured: dict[str, Tensor] = {}
@@ -96,7 +92,7 @@ def measured_costs(
             mask = choose_layer_mask(problem, layout.blocks - removed, layout, "taylor", generator)
             write_survivors(stop, layout, mask, raw, moments, settings)
             if stop.norm is not None:
-                reestimate(trial, images.fitting, norms[stop.norm])
+                walk.reestimate(norms[stop.norm])
             costs.append(images.divergence(trial))
             before.restore()
         measured[stop.name] = through(curves[stop.name], levels, costs)

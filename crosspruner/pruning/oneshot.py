@@ -79,7 +79,7 @@ def prune(
     """Remove a fraction of a trained network's compute crossbars, layer by layer, in closed form.
 
     Each layer's mask is chosen on the moments of its inputs, its surviving weights are refitted to
-    what the dense network puts out, and batch-norm statistics are measured anew before the next
+    what the dense network puts out, and batch-norm statistics are set right before the next
     layer is looked at. No labels, no gradients; some hundred images are enough.
 
     Args:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
-from crosspruner.pruning.batch_norm import reestimate
 from crosspruner.pruning.budget import global_budget
 from crosspruner.pruning.budget_search import search_between
 from crosspruner.pruning.budget_settings import BudgetSettings
@@ -95,7 +94,7 @@ def prune_network(
             walk = Walk(network, dense, users, batches, settings, generator)
             for place in walk.places:
                 if place.is_norm:
-                    reestimate(network, batches, place)
+                    walk.reestimate(place)
             return ProcedureResult(gone, _ordered(layouts, orders))
         masks: dict[str, Tensor] = {}
         if settings.solver in NETWORK_SOLVERS and ratio > 0:

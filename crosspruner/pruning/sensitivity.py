@@ -22,7 +22,6 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
-from crosspruner.pruning.batch_norm import reestimate
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.layer_pruner import LayerwiseSettings, Pruned, Samples, prune_layer
 from crosspruner.pruning.layer_state import LayerState
@@ -66,17 +65,18 @@ def prune_by_sensitivity(
     walk = Walk(network, dense, users_of(plan, layouts), batches, settings, generator)
     result = Pruned()
     start = evaluate(network)
+    known = start
     left = math.floor(ratio * plan.compute_crossbars)
     log.info("accuracy %.4f before, %.4f allowed in the end", start, start - limits.max_drop)
 
     def visit(stop: Stop, samples: Samples) -> None:
-        nonlocal left
+        nonlocal left, known
         name, layout = stop.name, layouts[stop.name]
         floor = start - limits.max_drop * (len(result.masks) + 1) / len(layouts)
         own = weights[name] if name in weights else norm_weights(dense, walk.theirs[name])
         pairs = list(samples())  # every level looks at the same ones
         result.masks[name] = torch.ones(layout.shape, dtype=torch.bool)
-        kept, accuracy = layout.blocks, math.nan
+        kept = layout.blocks
         before = LayerState.of(network, stop)
         last, reason = before, ""
         for blocks, limit in _levels(layout, limits, left):
@@ -88,7 +88,7 @@ def prune_by_sensitivity(
             prune_layer(stop, layout, blocks, lambda: pairs, own, settings, generator, trial)
             if stop.norm is not None:
                 norm = next(place for place in walk.places if place.name == stop.norm)
-                reestimate(network, batches, norm)
+                walk.reestimate(norm)
             scored = evaluate(network)
             if scored < floor:
                 last.restore()
@@ -97,13 +97,13 @@ def prune_by_sensitivity(
             result.masks.update(trial.masks)
             result.orders.update(trial.orders)
             result.errors.update(trial.errors)
-            kept, accuracy, last = blocks, scored, LayerState.of(network, stop)
+            kept, known, last = blocks, scored, LayerState.of(network, stop)
             reason = limit
         left -= (layout.blocks - kept) * layout.crossbars_per_block
         log.info(
             "%s: %d of %d crossbars kept, accuracy %.4f (at least %.4f), stopped by %s",
             *(name, kept * layout.crossbars_per_block),
-            *(layout.blocks * layout.crossbars_per_block, accuracy, floor, reason),
+            *(layout.blocks * layout.crossbars_per_block, known, floor, reason),
         )
         result.stopped_by[name] = reason
 

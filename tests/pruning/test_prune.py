@@ -17,8 +17,9 @@ from crosspruner.errors import (
     SolverError,
 )
 from crosspruner.hardware import plan_model
-from crosspruner.pruning.batch_norm import reestimate_all
+from crosspruner.pruning.batch_norm import NormSums, norm_references, reestimate, reestimate_all
 from crosspruner.pruning.budget import prunable_layers, uniform_budget
+from crosspruner.pruning.walk import stops
 from crosspruner.sparsity import GroupLayout
 
 
@@ -173,14 +174,55 @@ def test_the_refit_and_the_solver_lower_the_error(grain):
     assert left < output_error(errors["random", False], net, whole)
 
 
-def test_batch_norm_statistics_are_those_of_the_pruned_network():
-    result = small(images=make_images(3))
+def test_batch_norm_statistics_move_as_the_inputs_of_the_batch_norm_do():
+    net = make_net()
+    net[3].running_mean.uniform_(-1, 1)
+    net[3].running_var.uniform_(0.5, 2)
+    result = small(net, images=make_images(3))
     whole = torch.cat(make_images(3)).double()
     with torch.no_grad():
-        before = result.model.eval()[:3](whole)
-    norm = result.model[3]
-    torch.testing.assert_close(norm.running_mean, before.mean((0, 2, 3)))
-    torch.testing.assert_close(norm.running_var, before.transpose(0, 1).flatten(1).var(1))
+        dense, pruned = net.eval()[:3](whole), result.model.eval()[:3](whole)
+    was, norm, eps = net[3], result.model[3], net[3].eps
+    moved = pruned.mean((0, 2, 3)) - dense.mean((0, 2, 3))
+    torch.testing.assert_close(norm.running_mean, was.running_mean + moved)
+    spread = [x.transpose(0, 1).flatten(1).var(1, correction=0) + eps for x in (dense, pruned)]
+    grown = spread[1] / spread[0]
+    torch.testing.assert_close(norm.running_var + eps, (was.running_var + eps) * grown)
+    assert not torch.allclose(norm.running_var, was.running_var)
+
+
+def test_a_batch_norm_before_which_nothing_changed_keeps_its_statistics():
+    net, images = make_net().eval(), [image.double() for image in make_images(3)]
+    net[3].running_mean.uniform_(-1, 1)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    reference = norm_references(net, images)
+    (norm,) = (stop for stop in stops(net, images[0], {}) if stop.modules[0] is net[3])
+    reestimate(net, images, norm, reference[norm.name])
+    for key, value in net.state_dict().items():
+        torch.testing.assert_close(value, before[key], rtol=1e-12, atol=0)
+
+
+def test_a_shifted_batch_norm_by_hand():
+    norm = nn.BatchNorm1d(1, eps=0.5).double()
+    norm.running_mean[:], norm.running_var[:] = 2.0, 4.0
+    reads = torch.tensor([[0.0], [2.0]], dtype=torch.float64)  # mean 1, variance 1
+    reference = norm_references(norm.eval(), [reads])[""]
+    sums = NormSums(norm)
+    sums.update(torch.tensor([[3.0], [7.0]], dtype=torch.float64))  # mean 5, variance 4
+    sums.write("norm", reference)
+    assert norm.running_mean.item() == 2 + (5 - 1)
+    assert norm.running_var.item() == pytest.approx((4 + 0.5) * (4 + 0.5) / (1 + 0.5) - 0.5)
+
+
+def test_a_channel_that_was_constant_gets_a_finite_variance():
+    norm = nn.BatchNorm1d(1).double()
+    reference = norm_references(norm.eval(), [torch.zeros(4, 1).double()])[""]
+    for values in (torch.zeros(4, 1), torch.arange(4.0)[:, None]):
+        sums = NormSums(norm)
+        sums.update(values.double())
+        sums.write("norm", reference)
+        assert bool(norm.running_var.isfinite().all())
+        assert norm.running_var.item() >= 0
 
 
 def test_batches_of_one_image_give_the_same_batch_norm_as_one_batch():
