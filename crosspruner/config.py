@@ -100,6 +100,11 @@ class RunSettings:
         ):
             if given not in choices:
                 raise ConfigError(f"{key}={given!r} is unknown: use one of {', '.join(choices)}")
+        if self.procedure.name == "held" and not self.procedure.run:
+            raise ConfigError(
+                "procedure=held trains a finished run further: type procedure.run=FOLDER of that "
+                "run, logs/train/runs/STAMP"
+            )
         if self.reorder != "none" and self.procedure.name == "per_step":
             raise ConfigError(
                 f"reorder={self.reorder} needs the layers at rest: type procedure=layerwise, or "

@@ -19,6 +19,7 @@ REQUIRED = {
     "timm": ["model.name=resnet18"],
     "torchvision": ["model.name=alexnet"],
     "per_layer": ["budget.layer_ratios={features.*:0.5}"],
+    "held": ["procedure.run=logs/train/runs/STAMP"],
     "layer_ratios": ["budget.layer_ratios={features.*:0.5}"],  # which each trial brings
 }
 
@@ -56,6 +57,7 @@ def test_every_option_says_how_it_is_typed():
         ("training.mix_share=0", "training.mix_share=0.0 is out of range"),
         ("training.label_smoothing=1", "training.label_smoothing=1.0 is out of range"),
         ("training.distill_temperature=0", "training.distill_temperature=0.0 is out of range"),
+        ("procedure=held", "procedure=held trains a finished run further: type procedure.run="),
         ("training.compile=maybe", "training.compile: Value 'maybe' is not a valid bool"),
     ],
 )
