@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 import crosspruner as cp
+from crosspruner.hardware.chip_norms import measuring_norms
 from crosspruner.pruning.budget import prunable_layers, units_of
 
 _SPEC = importlib.util.spec_from_file_location(
@@ -40,6 +41,8 @@ def check(entry, grain: str, folder) -> None:
     model = entry.small()
     generator = torch.Generator().manual_seed(2)
     images = torch.randn(4, 3, entry.size, entry.size, generator=generator)
+    with measuring_norms(model.eval()):  # as a trained network has them: signals get through
+        model(images)
     # Small crossbars, so that small layers have blocks to give; no refit: this is about shapes.
     spec = cp.MappingSpec("folded" if grain == "crossbar" else "semifolded", grouped=GROUPED[grain])
     chip = {"crossbar": "128x128", "mapping": spec, "grain": grain, "exclude": entry.exclude}
