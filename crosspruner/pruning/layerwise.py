@@ -122,6 +122,7 @@ class Walk:
         self.network, self.dense = network, dense
         self.batches, self.settings, self.generator = batches, settings, generator
         self.places = stops(network, batches[0], users)
+        self.norms = {stop.name: stop for stop in self.places if stop.is_norm}
         self.theirs = {stop.name: stop for stop in stops(dense, batches[0], users)}
 
     def keep_as_they_are(self, names: Iterable[str]) -> None:

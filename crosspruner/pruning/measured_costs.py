@@ -73,7 +73,6 @@ def measured_costs(
     images.expect(dense)
     trial = copy.deepcopy(dense)
     walk = Walk(trial, dense, users, images.fitting, settings, generator)
-    norms = {place.name: place for place in walk.places if place.is_norm}
     walk.only_layers()
     measured: dict[str, Tensor] = {}
 
@@ -92,7 +91,7 @@ def measured_costs(
             mask = choose_layer_mask(problem, layout.blocks - removed, layout, "taylor", generator)
             write_survivors(stop, layout, mask, raw, moments, settings)
             if stop.norm is not None:
-                walk.reestimate(norms[stop.norm])
+                walk.reestimate(walk.norms[stop.norm])
             costs.append(images.divergence(trial))
             before.restore()
         measured[stop.name] = through(curves[stop.name], levels, costs)

@@ -92,9 +92,8 @@ def prune_network(
             check_channel_settings(settings.refit, users)
             gone, orders = remove_channels(network, plan, layouts, ratio, batches[0])
             walk = Walk(network, dense, users, batches, settings, generator)
-            for place in walk.places:
-                if place.is_norm:
-                    walk.reestimate(place)
+            for norm in walk.norms.values():
+                walk.reestimate(norm)
             return ProcedureResult(gone, _ordered(layouts, orders))
         masks: dict[str, Tensor] = {}
         if settings.solver in NETWORK_SOLVERS and ratio > 0:

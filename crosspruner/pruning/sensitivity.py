@@ -87,8 +87,7 @@ def prune_by_sensitivity(
             before.restore()
             prune_layer(stop, layout, blocks, lambda: pairs, own, settings, generator, trial)
             if stop.norm is not None:
-                norm = next(place for place in walk.places if place.name == stop.norm)
-                walk.reestimate(norm)
+                walk.reestimate(walk.norms[stop.norm])
             scored = evaluate(network)
             if scored < floor:
                 last.restore()
