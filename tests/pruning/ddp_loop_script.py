@@ -1,6 +1,10 @@
-"""A plain loop in one or two processes; each leaves its masks. Run by test_several_processes.py."""
+"""A plain loop in one process, or in two under torchrun; each leaves its masks.
+
+Run by test_several_processes.py.
+"""
 
 # ruff: noqa: I001
+import faulthandler
 import os
 import sys
 
@@ -13,10 +17,10 @@ from torch.nn.functional import cross_entropy
 STEPS, BATCH = 24, 16
 
 
-def main(folder, rank, processes, solver):
+def main(folder, solver):
+    rank, processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     if processes > 1:
-        store = dist.FileStore(os.path.join(folder, "store"), processes)
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=processes)
+        dist.init_process_group("gloo")
     torch.manual_seed(0)
     network = nn.Sequential(
         nn.Conv2d(2, 8, 3, padding=1),
@@ -48,9 +52,10 @@ def main(folder, rank, processes, solver):
     left = {"masks": pruning.masks, "weights": network.state_dict()}
     torch.save(left, os.path.join(folder, f"{rank}.pt"))
     if processes > 1:
+        dist.barrier()  # neither leaves while the other is still in a collective
         dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    folder, rank, processes, solver = sys.argv[1:]
-    main(folder, int(rank), int(processes), solver)
+    faulthandler.dump_traceback_later(200, exit=True)  # says where, should it hang
+    main(*sys.argv[1:])

@@ -13,18 +13,23 @@ pytestmark = pytest.mark.slow
 SCRIPT = Path(__file__).with_name("ddp_script.py")
 
 
-def fit(folder, processes, *given):
+def run(folder, processes, *command):
     """What each process left."""
     folder.mkdir()
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("RANK", "LOCAL_", "WORLD_"))}
     environment = {**kept, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
     subprocess.run(
-        [sys.executable, "-W", "ignore", str(SCRIPT), str(folder), str(processes), *given],
+        [sys.executable, "-W", "ignore", *map(str, command)],
         env=environment,
         check=True,
         timeout=300,
     )
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+
+
+def fit(folder, processes, *given):
+    """Lightning starts the processes."""
+    return run(folder, processes, SCRIPT, folder, processes, *given)
 
 
 @pytest.mark.parametrize(
@@ -57,17 +62,10 @@ def test_both_hold_the_same_masks_and_the_plan_of_one_process_at_the_same_global
 
 
 def loop(folder, processes, solver):
-    """What each process of a plain loop left."""
-    folder.mkdir()
+    """torchrun starts the processes of a plain loop."""
+    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
     script = SCRIPT.with_name("ddp_loop_script.py")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(SCRIPT.parents[2])}
-    command = [sys.executable, "-W", "ignore", str(script), str(folder)]
-    started = [
-        subprocess.Popen([*command, str(rank), str(processes), solver], env=environment)
-        for rank in range(processes)
-    ]
-    assert [process.wait(timeout=300) for process in started] == [0] * processes
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(processes)]
+    return run(folder, processes, *torchrun, script, folder, solver)
 
 
 @pytest.mark.parametrize(("solver", "exact"), [("taylor", True), ("lgd_rpp", False)])
