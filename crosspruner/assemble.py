@@ -32,6 +32,7 @@ from crosspruner.reporting.tracking import TrackingSettings, tracked
 from crosspruner.training import Classifier, build_model
 from crosspruner.training.data.base import ImageData
 from crosspruner.training.data.mixing import Mixing
+from crosspruner.training.precision import bfloat16_is_emulated, slow_bfloat16
 from crosspruner.training.progress import progress_callbacks
 
 log = logging.getLogger(__name__)
@@ -154,12 +155,15 @@ def trainer_of(
     epochs = config.trainer.max_epochs
     with open_dict(config):
         config.trainer.max_epochs = epochs or math.ceil(pruning.schedule.epochs)
-    return instantiate(
+    trainer: pl.Trainer = instantiate(
         config.trainer,
         callbacks=callbacks,
         logger=loggers or False,
         enable_progress_bar=bar,
     )
+    if "bf16" in str(trainer.precision) and bfloat16_is_emulated(trainer.strategy.root_device):
+        log.warning(slow_bfloat16(f"trainer.precision={config.trainer.precision}"))
+    return trainer
 
 
 def _check_devices(config: DictConfig) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 import pandas as pd
+import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -29,6 +30,7 @@ from crosspruner.reporting.svg import save_figure
 from crosspruner.training import build_model, load_weights
 from crosspruner.training.data.base import ImageData
 from crosspruner.training.on_device import DeviceSettings, accuracy_on_device
+from crosspruner.training.precision import bfloat16_is_emulated, slow_bfloat16
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,8 @@ def main(folders: tuple[Path, ...], dense: bool, out: Path | None, **options: An
 
 def sweep(folders: tuple[Path, ...], dense: bool, out: Path, options: dict[str, Any]) -> None:
     """Judge every network under every effect, and write what came of it."""
+    if options["bfloat16"] and bfloat16_is_emulated(torch.device("cpu")):
+        click.echo(slow_bfloat16("--bfloat16"), err=True)
     points = list(settings_of(options))
     data, subjects = read_runs(folders, dense)
     # Without randomness, one chip stands for all.
