@@ -23,6 +23,7 @@ def choose_layer_mask(
     layout: GroupLayout,
     solver: str = "lgd_rpp",
     generator: torch.Generator | None = None,
+    judge: Judge | None = None,
 ) -> Tensor:
     """Choose what a layer keeps.
 
@@ -33,6 +34,7 @@ def choose_layer_mask(
         layout: the layer's groups.
         solver: a name in `solver.SOLVERS`.
         generator: source of all randomness.
+        judge: `judge_of(problem)`, for who asks several times; None = made here.
 
     Returns:
         (U, P) bool with layout.blocks_of(mask) == blocks, no row empty.
@@ -49,8 +51,8 @@ def choose_layer_mask(
         return project(problem.norms.sqrt().cpu(), blocks, layout)
     per_block = 1 if layout.grain == "crossbar" else layout.kout
     groups = min(blocks * per_block, layout.units * layout.input_groups)
-    judge = judge_of(problem)
-    keep = share_out(judge.removal_costs(), groups)
+    judge = judge or judge_of(problem)
+    keep = share_out(judge.removal_costs, groups)
     refitted = problem.refit is not None
     mask = choose_mask(problem, keep, solver, generator, refit=refitted)
     if layout.grain == "crossbar":
@@ -70,7 +72,7 @@ def removal_curve(problem: LayerProblem, layout: GroupLayout) -> Tensor:
         (blocks - fewest_blocks,) float64, never falling: rise of the loss with each further block
         removed. At column grain a block is Kout columns, the next cheapest ones.
     """
-    rising = rising_costs(judge_of(problem).removal_costs()).flatten().sort().values
+    rising = rising_costs(judge_of(problem).removal_costs).flatten().sort().values
     blocks = layout.blocks - layout.fewest_blocks
     if layout.grain == "crossbar" or not blocks:
         return rising[:blocks]

@@ -33,6 +33,7 @@ from crosspruner.pruning.layer_state import LayerState
 from crosspruner.pruning.layerwise import Walk, users_of
 from crosspruner.pruning.mask_choice import choose_layer_mask
 from crosspruner.pruning.walk import Stop
+from crosspruner.solver.judge import judge_of
 from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)
@@ -83,12 +84,14 @@ def measured_costs(
         own = weights.get(stop.name)
         scale = None if own is None else own.sqrt()
         problem = layer_problem(moments, weight, scale, settings.damping, settings.foresees_refit)
+        judge = judge_of(problem)
         before = LayerState.of(trial, stop)
         most = layout.blocks - layout.fewest_blocks
         levels = sorted({round(share * most) for share in LEVELS} - {0})
         costs = []
         for removed in levels:
-            mask = choose_layer_mask(problem, layout.blocks - removed, layout, "taylor", generator)
+            blocks = layout.blocks - removed
+            mask = choose_layer_mask(problem, blocks, layout, "taylor", generator, judge)
             write_survivors(stop, layout, mask, raw, moments, settings)
             if stop.norm is not None:
                 walk.reestimate(walk.norms[stop.norm])

@@ -16,7 +16,7 @@ MAX_WORK = 5e6
 MAX_MASKS = 4096
 """Refitted problems of at most this many masks are, within MAX_FLOPS."""
 
-MAX_FLOPS = 2e11
+MAX_FLOPS = 2e10
 """Refitted problems of a layer are solved so as long as it takes at most this many operations."""
 
 # One chunk of the batch holds at most this many losses (float64: 8 MB, about a cache).

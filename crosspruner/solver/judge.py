@@ -5,6 +5,7 @@ on the exact differences of the pivot table.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from crosspruner.solver.pivot import PivotTable, batch_parts
 from crosspruner.solver.problem import LayerProblem
 from crosspruner.solver.reduce import condense_targets, reduce_problem
+from crosspruner.solver.refit import CHUNK_ENTRIES
 from crosspruner.solver.swap import gram_loss
 
 MOST_TARGETS = 8
@@ -28,6 +30,7 @@ class Judge:
         self.gram, self.linear = problem.gram, problem.linear
         self.own = self.gram.diagonal(dim1=1, dim2=2)
 
+    @cached_property
     def removal_costs(self) -> Tensor:
         """(U, P - 1) cost of each removal when the cheapest group goes first."""
         mask = torch.ones_like(self.linear, dtype=torch.bool)
@@ -60,8 +63,11 @@ class RefitJudge(Judge):
         rank = max(RANK, 2 * whole.target.shape[2])
         self.problem = whole if rank >= whole.group_size else reduce_problem(whole, rank)
         self._parts = batch_parts(self.problem)
-        self._table: PivotTable | None = None
+        rows, columns = self.problem.target.shape[1:]
+        self._keeps_tables = len(self.problem.target) * rows * (rows + columns) <= CHUNK_ENTRIES
+        self._tables_kept: list[PivotTable] = []
 
+    @cached_property
     def removal_costs(self) -> Tensor:
         return torch.cat([_elimination(table) for _, table in self._tables()])
 
@@ -80,17 +86,19 @@ class RefitJudge(Judge):
         return torch.cat(losses)
 
     def _tables(self) -> Iterator[tuple[slice, PivotTable]]:
-        """The tables of parts of the batch, one at a time: those of wide layers take gigabytes.
+        """The tables of parts of the batch.
 
-        Where one table holds the whole batch it is kept, at the mask that was looked at last.
+        They are kept, at the masks that were looked at last, where memory allows. Those of wide
+        layers take gigabytes: they are made anew each time, one after the other.
         """
-        if len(self._parts) == 1:
-            if self._table is None:
-                self._table = PivotTable(self.problem)
-            yield self._parts[0], self._table
-            return
-        for part in self._parts:
-            yield part, PivotTable(self.problem.rows(part))
+        for index, part in enumerate(self._parts):
+            if index < len(self._tables_kept):
+                yield part, self._tables_kept[index]
+                continue
+            table = PivotTable(self.problem.rows(part))
+            if self._keeps_tables:
+                self._tables_kept.append(table)
+            yield part, table
 
 
 def _elimination(table: PivotTable) -> Tensor:

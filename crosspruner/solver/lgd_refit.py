@@ -24,7 +24,7 @@ from crosspruner.solver.rpp import check_keep, rpp
 STEP = 0.3
 """eta: the share of the present scores in the state."""
 
-FLOPS = 2e11
+FLOPS = 1e11
 """Operations that the search of one layer may take: some seconds on one core."""
 
 MOST_TARGETS = 16
@@ -49,7 +49,8 @@ def lgd_rpp_refit(
         keep: groups to keep, one int or (B,) integers in 0..P.
         steps: LGD steps of every restart, >= 0.
         relax: relaxation of the first projection, >= 0; it falls to 0 along the steps.
-        restarts: LGD runs beside the elimination that the search starts with, >= 0.
+        restarts: LGD runs beside the elimination that the search starts with, >= 0; at least one,
+            but not all of them, where more would go beyond `FLOPS`.
         swaps: end every run by swaps judged by the refitted loss.
         generator: source of the draws, on the problem's device. None: a new one with seed 0.
         rank: directions per group of the stand-in that large problems are searched on
@@ -105,25 +106,47 @@ def _search(
 ) -> Tensor:
     """An elimination and `restarts` LGD runs of every problem; the best mask of each."""
     condensed = condense_targets(problem, MOST_TARGETS)
-    rank = affordable_rank(condensed, restarts) if rank is None else rank
+    if rank is None:
+        rank, restarts = affordable_search(condensed, restarts)
     stand_in = condensed if rank >= problem.group_size else reduce_problem(condensed, rank)
-    chosen = torch.zeros(len(keep), problem.num_groups, dtype=torch.bool, device=keep.device)
+    runs = torch.zeros(1 + restarts, len(keep), problem.num_groups, dtype=torch.bool)
+    runs = runs.to(keep.device)
+    losses = problem.constant.new_zeros(runs.shape[:2])
+    state = generator.get_state()
     for part in batch_parts(stand_in):
-        table = PivotTable(stand_in.rows(part))
-        worth = table.scores()
-        table.eliminate(keep[part])
-        runs = [_finish(table, swaps)]
-        losses = [table.loss.clone()]
-        for _ in range(restarts):
-            _descend(table, worth, keep[part], steps, relax, generator)
-            runs.append(_finish(table, swaps))
-            losses.append(table.loss.clone())
-        if solve_flops(problem, keep[part]) * len(runs) <= FLOPS:
-            chosen[part] = _best(problem.rows(part), runs)
-        else:  # by the stand-in
-            first = torch.stack(losses).argmin(0)
-            chosen[part] = torch.stack(runs)[first, torch.arange(len(first), device=first.device)]
-    return chosen
+        args = (stand_in.rows(part), keep[part], steps, relax, restarts, swaps, generator)
+        try:
+            runs[:, part], losses[:, part] = _runs(*args, torch.float32)
+        except SolverError:  # too close to singular for float32
+            generator.set_state(state)
+            runs[:, part], losses[:, part] = _runs(*args, torch.float64)
+        state = generator.get_state()
+    if solve_flops(problem, keep) * len(runs) <= FLOPS:
+        return _best(problem, list(runs))
+    first = losses.argmin(0)  # by the stand-in
+    return runs[first, torch.arange(len(keep), device=keep.device)]
+
+
+def _runs(
+    problem: RefitProblem,
+    keep: Tensor,
+    steps: int,
+    relax: float,
+    restarts: int,
+    swaps: bool,
+    generator: torch.Generator,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """The masks (1 + restarts, B, P) of the elimination and of each LGD run, and their losses."""
+    table = PivotTable(problem, dtype)
+    worth = table.scores()
+    table.eliminate(keep)
+    masks, losses = [_finish(table, swaps)], [table.loss.clone()]
+    for _ in range(restarts):
+        _descend(table, worth, keep, steps, relax, generator)
+        masks.append(_finish(table, swaps))
+        losses.append(table.loss.clone())
+    return torch.stack(masks), torch.stack(losses)
 
 
 def solve_flops(problem: RefitProblem, keep: Tensor) -> float:
@@ -173,11 +196,20 @@ def _best(problem: RefitProblem, runs: list[Tensor]) -> Tensor:
     return best
 
 
-def affordable_rank(problem: RefitProblem, restarts: int) -> int:
-    """Directions per group, 1..d, that keep a search of that many restarts within `FLOPS`."""
+def affordable_search(problem: RefitProblem, restarts: int) -> tuple[int, int]:
+    """Directions per group, 1..d, and restarts of a search within about `FLOPS`.
+
+    All directions come before restarts: on layers of trained networks a stand-in of half the
+    directions costs more than four restarts win (docs/solver.md).
+    """
     height, num_targets = problem.group_size, problem.target.shape[2]
-    # An elimination costs about 2 (P * rank)^3 operations per problem, and so does every restart.
-    passes = 2 * (2 + restarts) * max(1, problem.num_problems)
-    rank = int((FLOPS / passes) ** (1 / 3) / problem.num_groups)
+    # An elimination costs about 2 (P * rank)^3 operations per problem, and so do its swaps and
+    # every restart.
+    passes = FLOPS / (2 * max(1, problem.num_problems))
+    affordable = int(passes / (problem.num_groups * height) ** 3) - 2
+    few = min(restarts, 1)
+    if affordable >= few:
+        return height, min(restarts, affordable)
+    rank = int((passes / (2 + few)) ** (1 / 3) / problem.num_groups)
     # Below this the stand-in no longer holds the weights themselves and their first responses.
-    return min(height, max(rank, 2 * num_targets, 4))
+    return min(height, max(rank, 2 * num_targets, 4)), few

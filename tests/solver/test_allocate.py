@@ -56,7 +56,7 @@ def test_removal_costs_add_up_to_the_loss_of_the_last_mask(refit):
     problem = layer(refit=refit)
     judge = judge_of(problem)
     start = judge.loss(torch.ones(3, 5, dtype=torch.bool))
-    costs = judge.removal_costs()
+    costs = judge.removal_costs
     assert costs.shape == (3, 4)
     # Whichever group was left: the loss of keeping that one alone.
     singles = torch.stack([judge.loss(torch.eye(5).bool()[[g] * 3]) for g in range(5)], 1)
@@ -65,17 +65,19 @@ def test_removal_costs_add_up_to_the_loss_of_the_last_mask(refit):
 
 
 def test_refitted_removals_cost_less_than_fixed_ones():
-    fixed, refitted = (judge_of(layer(seed=2, refit=r)).removal_costs() for r in (False, True))
+    fixed, refitted = (judge_of(layer(seed=2, refit=r)).removal_costs for r in (False, True))
     assert (refitted.sum(0) < fixed.sum(0)).all()
 
 
-def test_a_layer_judged_in_parts_is_judged_alike(monkeypatch):
+@pytest.mark.parametrize("kept_in_memory", [2**26, 1])
+def test_a_layer_judged_in_parts_is_judged_alike(monkeypatch, kept_in_memory):
     problem, mask = layer(seed=2, refit=True), torch.rand(3, 5).argsort(1) < 3
     whole = judge_of(problem)
-    expected = whole.removal_costs(), whole.worth(mask), whole.loss(mask), whole.removal_costs()
-    monkeypatch.setattr("crosspruner.solver.pivot.CHUNK_ENTRIES", 1)
+    expected = whole.removal_costs, whole.worth(mask), whole.loss(mask), whole.loss(~mask)
+    monkeypatch.setattr("crosspruner.solver.pivot.TABLE_ENTRIES", 1)
+    monkeypatch.setattr("crosspruner.solver.judge.CHUNK_ENTRIES", kept_in_memory)
     parts = judge_of(problem)
     assert len(list(parts._tables())) == 3
-    found = parts.removal_costs(), parts.worth(mask), parts.loss(mask), parts.removal_costs()
+    found = parts.removal_costs, parts.worth(mask), parts.loss(mask), parts.loss(~mask)
     for mine, theirs in zip(found, expected, strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-9, atol=1e-12)

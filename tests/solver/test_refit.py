@@ -276,7 +276,7 @@ def test_chunks_do_not_change_the_refit(monkeypatch):
     mask = torch.rand(7, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     whole = problem.solve(mask)
     monkeypatch.setattr("crosspruner.solver.refit.CHUNK_ENTRIES", 1)
-    monkeypatch.setattr("crosspruner.solver.pivot.CHUNK_ENTRIES", 1)
+    monkeypatch.setattr("crosspruner.solver.pivot.TABLE_ENTRIES", 1)
     for one, other in zip(whole, problem.solve(mask), strict=True):
         assert torch.allclose(one, other)
     assert (lgd_rpp_refit(problem, 3).sum(1) == 3).all()
