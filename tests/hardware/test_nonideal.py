@@ -233,6 +233,38 @@ def test_weights_of_a_chip_are_what_its_arrays_compute_where_each_is_held_once(d
     assert (convolutions - simulate(plan, model, x)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("device", [Device(), *WEIGHT_EFFECTS], ids=lambda d: repr(d)[-60:])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_square_transposed_convolutions_are_what_their_arrays_compute(device, groups):
+    # (Cin, Cout / G) and (Cout, Cin / G) are alike here, and must not be taken for each other.
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(6, 6, 3, 2, 1, groups=groups), nn.Flatten(1, 2),
+        nn.ConvTranspose1d(30, 30, 3, groups=groups),
+    ).double()  # fmt: skip
+    crossbar = Crossbar(24, 48, differential=True)
+    plan = plan_model(model, (6, 3, 3), crossbar, "folded", "column", exclude=())
+    plan = plan.pruned({layer.name: torch.rand(layer.mask_shape) < 0.6 for layer in plan.layers})
+    x = torch.randn(2, 6, 3, 3, dtype=torch.float64)
+    arrays = simulate(plan, model, x, OnDevice(device, seed=7))
+    weights = {k: v[1] for k, v in device_weights(plan, model, device, [3, 7]).items()}
+    assert weights["0.weight"].shape == model[0].weight.shape
+    convolutions = torch.func.functional_call(model, weights, (x,))
+    torch.testing.assert_close(convolutions, arrays, rtol=1e-5, atol=1e-6)
+
+
+def test_a_transposed_convolution_on_chips_by_hand():
+    # Output 0 is input 0 + 2 input 1, output 1 is 3 input 0; of the plan, output 0 keeps input 0.
+    module = nn.ConvTranspose2d(2, 2, 1, bias=False).double()
+    weight = torch.tensor([[1.0, 3.0], [2.0, 0.0]])  # (input, output)
+    module.weight = nn.Parameter(weight.double()[..., None, None])
+    plan = plan_model(module, (2, 1, 1), Crossbar(1, 4, differential=True), grain="column",
+                      exclude=())  # fmt: skip
+    plan = plan.pruned({"": torch.tensor([[True, False], [True, True]])})
+    held = device_weights(plan, module, Device(), [0])["weight"]
+    assert held[0, :, :, 0, 0].tolist() == [[1, 3], [0, 0]]
+
+
 def test_copies_of_a_kernel_have_errors_of_their_own():
     # A 1x1 kernel on a row of 4 pixels, semi-folded: one copy per pixel.
     module = nn.Conv2d(1, 1, 1, bias=False).double()
