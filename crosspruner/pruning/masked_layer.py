@@ -45,7 +45,7 @@ class MaskedLayer:
         if self._keep is None:
             matrix = self._matrix(self.weight)
             kept = self.layout.expand_like(self.mask, matrix)
-            if matrix.shape != self.weight.shape:  # unrolled another way
+            if self._rearranged:
                 kept = from_matrix(
                     *(self._operation, kept.expand_as(matrix), tuple(self.weight.shape)),
                     self._groups,
@@ -53,11 +53,14 @@ class MaskedLayer:
             self._keep = kept
         return self._keep
 
+    @property
+    def _rearranged(self) -> bool:
+        # Not by shape: a transposed convolution's may be that of its matrix.
+        return self._operation not in ("linear", "conv1d", "conv2d")
+
     def _matrix(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape as (Cout, fan_in, ...)."""
-        if self._operation in ("linear", "conv1d", "conv2d"):
-            return weight
-        return to_matrix(self._operation, weight, self._groups)
+        return to_matrix(self._operation, weight, self._groups) if self._rearranged else weight
 
     @torch.no_grad()
     def latent(self) -> Tensor:
