@@ -131,6 +131,11 @@ def holds_weight(layer: LayerPlan, model: nn.Module) -> bool:
     return matrix.shape == (geometry.out_channels, geometry.group_inputs, *geometry.kernel)
 
 
+def without_weight(plan: Plan, model: nn.Module) -> list[str]:
+    """Names of the layers that convolutions with other weights cannot stand for."""
+    return [layer.name for layer in plan.layers if not holds_weight(layer, model)]
+
+
 def _operation(layer: LayerPlan, model: nn.Module) -> str:
     # A product's weight may be any module's, a convolution's is that of one of `matrix.LAYERS`.
     if layer.kind == "linear":

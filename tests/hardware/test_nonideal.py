@@ -15,6 +15,7 @@ from crosspruner.hardware import (
     OnDevice,
     chip_accuracy,
     device_weights,
+    needs_arrays,
     plan_model,
     simulate,
 )
@@ -348,6 +349,15 @@ def test_accuracy_by_weights_and_by_arrays_agree_where_weights_are_held_once():
     exact = chip_accuracy(plan, model, device, [0, 1, 2], batches, copies="own")
     assert fast.tolist() == exact.tolist()
     assert len(set(fast.tolist())) > 1
+
+
+@pytest.mark.filterwarnings("ignore:.*computed anew in each pass.*")
+def test_weights_that_are_computed_need_arrays():
+    module = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    plan = plan_model(module, (3,), Crossbar(4, 4, differential=True), exclude=())
+    assert needs_arrays(plan, module, Device(weight_bits=8))
+    with pytest.raises(ConfigError, match="no plain parameter"):
+        device_weights(plan, module, Device(weight_bits=8), [0])
 
 
 def test_a_device_without_randomness_is_computed_once():
