@@ -96,7 +96,7 @@ def needs_arrays(plan: Plan, model: nn.Module, device: Device, copies: str = "on
 
     So it is with copies of their own, an ADC, read noise or wires, with weights that are computed
     in each pass or a Conv3d's, and with faults in crossbars that have cells between weights: those
-    of a band.
+    of a band, and those off the diagonal of a bundle of conv groups.
 
     Args:
         plan: made for this model; dense or pruned.
@@ -110,7 +110,7 @@ def needs_arrays(plan: Plan, model: nn.Module, device: Device, copies: str = "on
 
 
 def _has_cells_between(layer: LayerPlan) -> bool:
-    return layer.slices * prod(layer.tiling.window) > 1
+    return layer.slices * prod(layer.tiling.window) > 1 or layer.bundle > 1
 
 
 def _by_arrays(

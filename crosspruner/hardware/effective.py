@@ -1,10 +1,11 @@
 """The weights that a chip computes with, as tensors that ordinary convolutions can use.
 
 Each weight is looked up in the cells of one copy (see `map_cells`), disturbed there as `OnDevice`
-disturbs these very cells, and put back into its place. Where the mapping holds a weight once
-(folded), that is exact. Where it holds banded copies, **one draw stands for all copies of a
-block**: the errors of a weight are then the same at every output position, instead of differing
-from copy to copy, and the cells of the band that hold no weight are left out. `OnDevice` has both.
+disturbs these very cells, and put back into its place. Where the mapping holds a weight once and
+nothing between weights (folded, conv groups apart), that is exact. Where it holds banded copies,
+**one draw stands for all copies of a block**: the errors of a weight are then the same at every
+output position, instead of differing from copy to copy. Cells that hold no weight, those of a band
+and those off the diagonal of a bundle of conv groups, are left out. `OnDevice` has both.
 """
 
 from collections.abc import Collection, Sequence

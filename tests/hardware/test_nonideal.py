@@ -12,6 +12,7 @@ from crosspruner.hardware import (
     Crossbar,
     Device,
     IntegerArithmetic,
+    MappingSpec,
     OnDevice,
     chip_accuracy,
     device_weights,
@@ -349,6 +350,29 @@ def test_accuracy_by_weights_and_by_arrays_agree_where_weights_are_held_once():
     exact = chip_accuracy(plan, model, device, [0, 1, 2], batches, copies="own")
     assert fast.tolist() == exact.tolist()
     assert len(set(fast.tolist())) > 1
+
+
+def test_faults_off_the_diagonal_of_a_bundle_need_arrays():
+    # Two conv groups of one FM each on a 2 x 2 crossbar: two of its four weights are no weights.
+    module = nn.Conv2d(2, 2, 1, groups=2, bias=False).double()
+    nn.init.ones_(module.weight)
+    module = nn.Sequential(module, nn.Flatten())
+    x = torch.tensor([[1.0, 10.0]], dtype=torch.float64)[..., None, None]
+    batches = [(x, torch.tensor([0]))]
+    device = Device(stuck_on=0.2)
+    found = {}
+    for grouped in ("apart", "block_diagonal"):
+        spec = MappingSpec("folded", grouped=grouped)
+        plan = plan_model(module, (2, 1, 1), Crossbar(2, 4, differential=True), spec, exclude=())
+        assert needs_arrays(plan, module, device) == (grouped == "block_diagonal")
+        assert not needs_arrays(plan, module, Device(gaussian=0.1))
+        assert needs_arrays(plan, module, Device(gaussian=0.1), "own")
+        seed = next(s for s in range(999) if stuck(device, s, "0", torch.arange(8)).tolist()
+                    == [0, 0, 0, 0, 1, 0, 0, 0])  # fmt: skip
+        # In a bundle that cell puts input 1 into output 0: 1 + 10 against 10. Apart, it is in row 1
+        # of a crossbar that has no row 1 to drive.
+        found[grouped] = float(chip_accuracy(plan, module, device, [seed], batches))
+    assert found == {"apart": 0.0, "block_diagonal": 1.0}
 
 
 @pytest.mark.filterwarnings("ignore:.*computed anew in each pass.*")
