@@ -92,6 +92,36 @@ def test_adc_of_full_range_by_hand():
     assert run(module, [[3, 2]], device).tolist() == [[4, -2]]
 
 
+def test_adc_of_full_range_of_signed_inputs_by_hand():
+    # Three bits with a sign reach 3, as two without: sums reach 6, two bits of ADC: 0 2 4 6.
+    module = linear([[1, 1], [-1, 1]])
+    device = Device(weight_bits=2, input_bits=3, adc_bits=2, adc_range="full")
+    # 3 - 2: 3 and 2 are read apart, 3 -> 4 (1.5 to even), 2 -> 2; -3 - 2: each in its column.
+    assert run(module, [[3, -2]], device).tolist() == [[4 - 2, -4 - 2]]
+
+
+@pytest.mark.parametrize("inputs", [[[3, 2]], [[3, -2]]])
+def test_a_converter_that_applies_more_than_an_input_has_changes_nothing(inputs):
+    module = linear([[1, 1], [-1, 1]])
+    found = [
+        run(module, inputs, Device(weight_bits=2, input_bits=3, dac_bits=n, adc_bits=2,
+                                   adc_range="full"))
+        for n in (None, 3, 8)
+    ]  # fmt: skip
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_adc_of_full_range_does_not_depend_on_what_is_computed_together(monkeypatch):
+    # Without input_bits the range is that of the call's largest input, 8, for both crossbars:
+    # sums reach 16, two bits: 0, 16/3, ... Crossbar 0 sees 1 + 1 -> 0, crossbar 1 8 + 8 = 16.
+    module = linear([[1, 1, 1, 1]])
+    device = Device(adc_bits=2, adc_range="full")
+    for chunk in (1, 1 << 22):
+        monkeypatch.setattr("crosspruner.hardware.execute._CHUNK", chunk)
+        assert run(module, [[1, 1, 8, 8]], device).tolist() == [[pytest.approx(16)]]
+
+
 def test_adc_of_calibrated_range_by_hand():
     # Calibrated on (3, 2), the largest current is 5: 2 bits give 0, 5/3, 10/3, 5.
     module = linear([[1, 1], [-1, 1]])
