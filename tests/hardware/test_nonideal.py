@@ -182,6 +182,26 @@ def test_clipping_never_stores_weights_worse(bits, seed, scale):
     assert error["mse"] <= error["max"] * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("weight_range", ["max", "mse"])
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_weights_that_only_meet_padding_set_no_full_scale(mapping, weight_range):
+    # On one pixel a 3 x 3 kernel needs its middle: 1 and 0.25, in two bits 1 and 0. Unfolded, the
+    # 8 beside it is in no cell, nor semi-folded.
+    module = nn.Conv2d(1, 2, 3, padding=1, bias=False).double()
+    nn.init.zeros_(module.weight)
+    module.weight.data[:, 0, 1, 1] = torch.tensor([1.0, 0.25])
+    module.weight.data[:, 0, 1, 0] = 8.0
+    crossbar = Crossbar(9, 4, differential=True)
+    plan = plan_model(module, (1, 1, 1), crossbar, mapping, exclude=())
+    device = Device(weight_bits=2, weight_range=weight_range)
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    arrays = simulate(plan, module, x, OnDevice(device)).flatten().tolist()
+    weights = {k: v[0] for k, v in device_weights(plan, module, device, [0]).items()}
+    convolutions = torch.func.functional_call(module, weights, (x,)).flatten().tolist()
+    assert arrays == pytest.approx(convolutions)
+    assert arrays == pytest.approx([0, 0] if mapping == "folded" else [1, 0])
+
+
 def test_a_layer_of_zeros_has_a_full_scale():
     for scale in ("layer", "column"):
         device = Device(weight_bits=2, weight_range="mse", weight_scale=scale)
