@@ -21,7 +21,9 @@ from crosspruner.assemble import network_of, open_data, quieten_lightning
 from crosspruner.config import RunSettings, run_settings
 from crosspruner.errors import ConfigError, RunFolderError
 from crosspruner.hardware import Plan, plan_model
+from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.effective import weight_name
+from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.sparsity import GroupLayout
 from crosspruner.training import Classifier
 
@@ -190,7 +192,8 @@ def _packed(
     weights = load_file(folder / "pruned" / "weights.safetensors")
     for name, mask in masks.items():
         weight = weights[weight_name(name, weights)]
-        kept = GroupLayout.of(plan.layer(name), settings.grain.name).expand_like(mask, weight)
+        layout = GroupLayout.of(plan.layer(name), settings.grain.name)
+        kept = MaskedLayer(layer_module(network, name), layout).spread(mask).to(weight.device)
         left = int((weight[~kept.expand_as(weight)] != 0).sum())
         if left:
             raise RunFolderError(

@@ -129,7 +129,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     input_shape = (data.in_channels, *data.image_size)
     plan = pruning.prepare(network, input_shape)
     log.info("%s\n%s", _intention(plan, pruning), plan.table())
-    check_device(settings.device, plan)
+    check_device(settings.device, plan, network)
 
     module = module_of(config, settings, network, data)
     kept = folder / "checkpoints"

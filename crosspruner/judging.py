@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
 from crosspruner.hardware.cells import check_cells
+from crosspruner.hardware.effective import without_weight
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.snapshot import Snapshot
 from crosspruner.reporting.results import Outcome
@@ -62,12 +63,19 @@ def _test_earlier(
     return _test(trainer, module, data)
 
 
-def check_device(device: DeviceSettings, plan: Plan) -> None:
-    """Stop before training if the device does not fit the crossbar, and say what fits badly."""
+def check_device(device: DeviceSettings, plan: Plan, network: nn.Module) -> None:
+    """Stop before training if the device does not fit the crossbar, or the network cannot be
+    trained on it; say what fits badly."""
     if device.train and not device.on_weights.changes_weights:
         raise ConfigError(
             f"device.train=true, but device={device.name} does nothing to weights: choose another "
             "device, or an effect, for example device.lognormal=0.1"
+        )
+    if device.train and (names := without_weight(plan, network)):
+        raise ConfigError(
+            "device.train=true puts a chip's weights in place of the network's, which it cannot do "
+            f"for {', '.join(names[:5])}: they are computed in each pass, or a Conv3d's. Set "
+            "device.train=false: the pruned network is judged on the device all the same"
         )
     if device.is_ideal:
         return

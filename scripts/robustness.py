@@ -29,7 +29,7 @@ from crosspruner.reporting.run_folder import RunFolder
 from crosspruner.reporting.svg import save_figure
 from crosspruner.training import build_model, load_weights
 from crosspruner.training.data.base import ImageData
-from crosspruner.training.on_device import DeviceSettings, accuracy_on_device
+from crosspruner.training.on_device import DeviceSettings, accuracy_on_device, images_seen
 from crosspruner.training.precision import bfloat16_is_emulated, slow_bfloat16
 
 
@@ -104,8 +104,7 @@ def sweep(folders: tuple[Path, ...], dense: bool, out: Path, options: dict[str, 
                     options["bfloat16"],
                     lambda: progress.advance(task),
                 )
-                arrays = effect in ("faults", "adc")
-                images = settings.array_images if arrays else settings.images
+                images = images_seen(subject.plan, subject.network, settings)
                 rows += [
                     {
                         "network": subject.name,

@@ -52,6 +52,15 @@ def axes(geometry: LayerGeometry, tiling: Tiling) -> tuple[Axis, Axis]:
     return down, _standing(geometry, 1, wide, False)
 
 
+def taps_held(geometry: LayerGeometry, tiling: Tiling) -> Tensor:
+    """(kh, kw) bool: kernel positions that have a cell; the others only ever meet padding."""
+    down, across = (
+        torch.isin(torch.arange(kernel), axis.taps)
+        for axis, kernel in zip(axes(geometry, tiling), geometry.kernel, strict=True)
+    )
+    return down[:, None] & across
+
+
 def _sliding(geometry: LayerGeometry, axis: int, apart: bool) -> Axis:
     size, kernel = geometry.in_size[axis], geometry.kernel[axis]
     starts = torch.arange(geometry.out_size[axis]) * geometry.stride[axis] - geometry.padding[axis]

@@ -16,8 +16,9 @@ from crosspruner.hardware.attention import layer_name
 from crosspruner.hardware.calls import Call, WeightCalls, owner_of
 from crosspruner.hardware.chip_norms import measuring_norms
 from crosspruner.hardware.device import Device
-from crosspruner.hardware.effective import holds_weight, layers_on_device, weight_name
+from crosspruner.hardware.effective import layers_on_device, weight_name, without_weight
 from crosspruner.hardware.integer import quantise
+from crosspruner.hardware.layer_plan import LayerPlan
 from crosspruner.hardware.nonideal import OnDevice
 from crosspruner.hardware.plan import Plan
 from crosspruner.hardware.simulate import simulate
@@ -44,10 +45,9 @@ def chip_accuracy(
     """Share of the images that chips of a device classify right, each chip for itself.
 
     Effects on weights run as ordinary convolutions with the weights of each chip, one draw for all
-    copies of a weight (see `DeviceWeights`): fast. With `copies="own"`, and always where the device
-    has an ADC, read noise, wires or faults (which hit the empty cells of a band as well), every
-    crossbar is computed by itself (`OnDevice`): exact, some twenty times slower. A device in which
-    nothing is random is computed once for all seeds.
+    copies of a weight (see `DeviceWeights`): fast. Where that cannot stand for what the chips do
+    (see `needs_arrays`), every crossbar is computed by itself (`OnDevice`): exact, some twenty
+    times slower. A device in which nothing is random is computed once for all seeds.
 
     Args:
         plan: made for this model; dense or pruned.
@@ -73,8 +73,7 @@ def chip_accuracy(
         raise ConfigError(f"copies={copies}: choose one of {', '.join(COPIES)}.")
     if not batches:
         raise ConfigError("there are no images to measure the accuracy on: give some batches.")
-    held = all(holds_weight(layer, model) for layer in plan.layers)
-    by_array = copies == "own" or not held or needs_arrays(plan, device)
+    by_array = needs_arrays(plan, model, device, copies)
     random = device.is_random or device.read_noise > 0
     chips = list(seeds) if random else list(seeds)[:1]
     if norm_images is not None:
@@ -92,10 +91,26 @@ def chip_accuracy(
     return torch.tensor(shares if random else shares * len(seeds), dtype=torch.float64)
 
 
-def needs_arrays(plan: Plan, device: Device) -> bool:
-    """Whether convolutions with other weights cannot stand for what the crossbars compute."""
-    has_copies = any(layer.slices * prod(layer.tiling.window) > 1 for layer in plan.layers)
-    return device.needs_arrays or (device.has_faults and has_copies)
+def needs_arrays(plan: Plan, model: nn.Module, device: Device, copies: str = "one") -> bool:
+    """Whether convolutions with other weights cannot stand for what the crossbars compute.
+
+    So it is with copies of their own, an ADC, read noise or wires, with weights that are computed
+    in each pass or a Conv3d's, and with faults in crossbars that have cells between weights: those
+    of a band, and those off the diagonal of a bundle of conv groups.
+
+    Args:
+        plan: made for this model; dense or pruned.
+        model: whose weights they are.
+        device: the device.
+        copies: as for `chip_accuracy`.
+    """
+    if copies == "own" or device.needs_arrays or without_weight(plan, model):
+        return True
+    return device.has_faults and any(_has_cells_between(layer) for layer in plan.layers)
+
+
+def _has_cells_between(layer: LayerPlan) -> bool:
+    return layer.slices * prod(layer.tiling.window) > 1 or layer.bundle > 1
 
 
 def _by_arrays(

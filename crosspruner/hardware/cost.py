@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from crosspruner.errors import ConfigError
+from crosspruner.hardware.axis import axes
 from crosspruner.hardware.layer_plan import LayerPlan
 from crosspruner.hardware.mapping import ceil_div
 from crosspruner.hardware.plan import Plan
@@ -197,23 +198,40 @@ def _read_ns(layer: LayerPlan, units: UnitCosts) -> float:
 def _columns(layer: LayerPlan) -> int:
     """Columns in use of all compute crossbars, in weights."""
     held = int((layer.packing.block_outputs >= 0).sum())
-    return held * math.prod(layer.tiling.window) * layer.tiling.crossbars_per_block
+    return held * _outputs_at_once(layer) * layer.row_splits
+
+
+def _outputs_at_once(layer: LayerPlan) -> int:
+    """Output positions that all slices of an output FM compute in a phase.
+
+    The last slice's window may reach past the FM: it has no columns for what is not there.
+    """
+    high, wide = layer.geometry.out_size
+    return {"folded": 1, "semifolded": wide, "unfolded": high * wide}[layer.tiling.mapping]
 
 
 def _rows(layer: LayerPlan, shared: bool) -> int:
-    """Driven rows of all compute crossbars; shared: once for all crossbars of an input group."""
+    """Driven rows of all compute crossbars; shared: once for all crossbars of an input group.
+
+    Rows under a window that hold no weight (stride gaps, what is past the FM) are not driven.
+    """
     owner = layer.packing.block_input
     owner = owner.unique() if shared else owner
     fms = int((layer.input_table[owner] >= 0).sum())
-    parts = layer.row_splits // ceil_div(layer.tiling.fm_rows, layer.crossbar.rows)
-    return fms * layer.tiling.fm_rows * parts * layer.slices
+    down, across = (
+        int((axis.taps < kernel).any(3).sum())
+        for axis, kernel in zip(
+            axes(layer.geometry, layer.tiling), layer.geometry.kernel, strict=True
+        )
+    )
+    return fms * down * across
 
 
 def _additions(layer: LayerPlan, columns: int) -> int:
     """Additions of partial sums per phase: one fewer than the sums of each output that has any."""
     outputs = layer.packing.block_outputs
     outputs = outputs[outputs >= 0].unique()
-    return columns - len(outputs) * math.prod(layer.tiling.window) * layer.slices
+    return columns - len(outputs) * _outputs_at_once(layer)
 
 
 def _buffer_bits(layer: LayerPlan, units: UnitCosts) -> int:

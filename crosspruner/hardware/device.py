@@ -44,8 +44,9 @@ class Device:
     adc_bits: int | None = None
     """Bits of the converter that reads a column, >= 1; None = exact."""
     adc_range: str = "calibrated"
-    """`full`: the largest sum a column can reach; `calibrated`: the largest that a crossbar showed
-    on calibration images, larger ones clip."""
+    """`full`: the largest sum a column can reach, all cells fully on and all rows driven by the
+    most that a read applies (without `input_bits`: by the largest input of the layer's call);
+    `calibrated`: the largest that a crossbar showed on calibration images, larger ones clip."""
     lognormal: float = 0.0
     """Standard deviation of theta: a cell's conductance is multiplied by exp(theta). >= 0."""
     gaussian: float = 0.0

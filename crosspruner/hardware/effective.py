@@ -1,10 +1,11 @@
 """The weights that a chip computes with, as tensors that ordinary convolutions can use.
 
 Each weight is looked up in the cells of one copy (see `map_cells`), disturbed there as `OnDevice`
-disturbs these very cells, and put back into its place. Where the mapping holds a weight once
-(folded), that is exact. Where it holds banded copies, **one draw stands for all copies of a
-block**: the errors of a weight are then the same at every output position, instead of differing
-from copy to copy, and the cells of the band that hold no weight are left out. `OnDevice` has both.
+disturbs these very cells, and put back into its place. Where the mapping holds a weight once and
+nothing between weights (folded, conv groups apart), that is exact. Where it holds banded copies,
+**one draw stands for all copies of a block**: the errors of a weight are then the same at every
+output position, instead of differing from copy to copy. Cells that hold no weight, those of a band
+and those off the diagonal of a bundle of conv groups, are left out. `OnDevice` has both.
 """
 
 from collections.abc import Collection, Sequence
@@ -20,6 +21,7 @@ from crosspruner.hardware.cell_map import CellMap, cell_number, map_cells
 from crosspruner.hardware.cells import check_cells, conductances, store
 from crosspruner.hardware.device import Device
 from crosspruner.hardware.layer_plan import LayerPlan
+from crosspruner.hardware.matrix import from_matrix, operation_of, to_matrix
 from crosspruner.hardware.placement import place_layer
 from crosspruner.hardware.plan import Plan
 
@@ -29,12 +31,14 @@ class DeviceWeights:
 
     Args:
         layer: its plan, dense or pruned.
-        weight: (Cout, Cin / G, kh, kw) or (Cout, Cin); what the plan has pruned counts as 0.
+        weight: its parameter, in its own shape; what the plan has pruned counts as 0.
+        operation: that it is a weight of, which says how it lies in the matrix.
     """
 
-    def __init__(self, layer: LayerPlan, weight: Tensor) -> None:
+    def __init__(self, layer: LayerPlan, weight: Tensor, operation: str = "conv2d") -> None:
         self.layer = layer
         self.weight = weight.detach()
+        self.operation = operation
 
     @cached_property
     def cells(self) -> CellMap:
@@ -51,13 +55,16 @@ class DeviceWeights:
         Returns:
             (S, *weight.shape), of its dtype.
         """
-        kept = self.layer.kept.to(self.weight.device)
-        ideal = self.weight * kept.view(*kept.shape, *[1] * (self.weight.dim() - 2))
+        groups = self.layer.conv_groups
+        matrix = to_matrix(self.operation, self.weight, groups)
+        ideal = matrix * self.layer.kept[..., None, None].to(matrix.device)
         if not device.changes_weights:
-            return ideal.expand(len(seeds), *ideal.shape)
-        if device.has_faults and device.placement != "none":
-            return torch.cat([self._disturbed(ideal, device, [seed]) for seed in seeds])
-        return self._disturbed(ideal, device, seeds)
+            chips = ideal.expand(len(seeds), *ideal.shape)
+        elif device.has_faults and device.placement != "none":
+            chips = torch.cat([self._disturbed(ideal, device, [seed]) for seed in seeds])
+        else:
+            chips = self._disturbed(ideal, device, seeds)
+        return from_matrix(self.operation, chips, tuple(self.weight.shape), groups)
 
     def _disturbed(self, ideal: Tensor, device: Device, seeds: Sequence[int]) -> Tensor:
         cells = self.cells
@@ -66,8 +73,7 @@ class DeviceWeights:
         stored = store(weights, scale, device, self.layer.crossbar)
         row, column = cells.row, cells.column
         if device.has_faults and device.placement != "none":
-            four = ideal.view(*ideal.shape, *[1] * (4 - ideal.dim()))
-            places = place_layer(self.layer, four, device, seeds[0])
+            places = place_layer(self.layer, ideal, device, seeds[0])
             row, column = places.rows[cells.number, row], places.columns[cells.number, column]
         cell = cell_number(self.layer.crossbar, cells.number, row, column)[: len(stored.levels)]
         chips = torch.tensor(list(seeds)).view(-1, 1, 1) if device.is_random else 0
@@ -116,10 +122,26 @@ def weight_name(layer: str, keys: Collection[str]) -> str:
 
 
 def holds_weight(layer: LayerPlan, model: nn.Module) -> bool:
-    """Whether a layer's weight is a parameter of the matrix's own shape."""
-    shape = getattr(layer_module(model, layer.name), "weight", torch.empty(0)).shape
-    rows = (layer.geometry.out_channels, layer.geometry.group_inputs)
-    return layer.weight_form == "plain" and tuple(shape[:2]) == rows and len(shape) <= 4
+    """Whether a layer's weight is a parameter that is its matrix, in whatever order."""
+    weight = getattr(layer_module(model, layer.name), "weight", None)
+    if layer.weight_form != "plain" or not isinstance(weight, Tensor) or weight.dim() > 4:
+        return False
+    blank = torch.empty_like(weight, device="meta")
+    matrix = to_matrix(_operation(layer, model), blank, layer.conv_groups)
+    geometry = layer.geometry
+    return matrix.shape == (geometry.out_channels, geometry.group_inputs, *geometry.kernel)
+
+
+def without_weight(plan: Plan, model: nn.Module) -> list[str]:
+    """Names of the layers that convolutions with other weights cannot stand for."""
+    return [layer.name for layer in plan.layers if not holds_weight(layer, model)]
+
+
+def _operation(layer: LayerPlan, model: nn.Module) -> str:
+    # A product's weight may be any module's, a convolution's is that of one of `matrix.LAYERS`.
+    if layer.kind == "linear":
+        return "linear"
+    return operation_of(layer_module(model, layer.name))
 
 
 def layers_on_device(plan: Plan, model: nn.Module, device: Device) -> dict[str, DeviceWeights]:
@@ -139,10 +161,10 @@ def layers_on_device(plan: Plan, model: nn.Module, device: Device) -> dict[str, 
         check_cells(device, layer.crossbar)
         if not holds_weight(layer, model):
             raise ConfigError(
-                f"{layer.name}: its weight is no plain parameter in the shape of its matrix. Run "
+                f"{layer.name}: its weight is no plain parameter that is its matrix. Run "
                 "simulate(plan, model, x, OnDevice(device, seed)) instead."
             )
         weight = layer_module(model, layer.name).weight
         assert isinstance(weight, Tensor)
-        found[layer.name] = DeviceWeights(layer, weight)
+        found[layer.name] = DeviceWeights(layer, weight, _operation(layer, model))
     return found

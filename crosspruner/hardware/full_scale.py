@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from crosspruner.hardware.axis import taps_held
 from crosspruner.hardware.cell_map import CellMap
 from crosspruner.hardware.device import Device
 from crosspruner.hardware.layer_plan import LayerPlan
@@ -17,7 +18,8 @@ def of_crossbars(layer: LayerPlan, weight: Tensor, device: Device) -> Callable[[
     """The weight that fills a cell, as a function of the (n, rows, columns) crossbars that hold it.
 
     Args:
-        layer: the layer's plan; weights that are not in it do not count.
+        layer: the layer's plan; weights that are not in it, or have no cell since they only ever
+            meet padding, do not count.
         weight: (Cout, Cin / G, kh, kw).
         device: its `weight_scale`, one for the layer or one per column of a crossbar, its
             `weight_range` and `weight_bits`.
@@ -29,7 +31,8 @@ def of_crossbars(layer: LayerPlan, weight: Tensor, device: Device) -> Callable[[
         return lambda cells: _fitted(
             cells, _positive(cells.abs().amax(1, keepdim=True)), device, _sum_of_column
         )
-    kept = (weight * layer.kept[..., None, None].to(weight.device)).flatten()
+    there = layer.kept[..., None, None] & taps_held(layer.geometry, layer.tiling)
+    kept = (weight * there.to(weight.device)).flatten()
     scale = _of_layer(kept[kept != 0], device)
     return lambda cells: scale
 

@@ -135,10 +135,11 @@ def to_matrix(operation: str, weight: Tensor, groups: int = 1) -> Tensor:
 
 
 def from_matrix(operation: str, matrix: Tensor, shape: tuple[int, ...], groups: int = 1) -> Tensor:
-    """Undoes `to_matrix`: (Cout, Cin / G, kh, kw) in the layer's own weight shape."""
+    """Undoes `to_matrix`: (..., Cout, Cin / G, kh, kw) in the layer's own weight shape."""
+    several = matrix.shape[:-4]
     if operation.startswith("conv_transpose"):
-        matrix = matrix.flip((2, 3)).unflatten(0, (groups, -1)).transpose(1, 2)
-    return matrix.reshape(shape)
+        matrix = matrix.flip((-2, -1)).unflatten(-4, (groups, -1)).transpose(-4, -3)
+    return matrix.reshape(*several, *shape)
 
 
 def operation_of(module: nn.Module) -> str:

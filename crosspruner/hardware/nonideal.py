@@ -76,9 +76,12 @@ class OnDevice:
             return execute_layer(layer, x, weight, geometry=geometry)
         check_cells(device, crossbar)
         inputs, input_scale = x, 1.0
-        if device.input_bits is not None:
-            whole, input_scale = quantise(x, device.input_bits, signed=bool((x < 0).any()))
-            inputs = whole.to(x.dtype)
+        if device.input_bits is None:
+            largest = float(x.abs().max()) if x.numel() else 0.0
+        else:
+            signed = bool((x < 0).any())
+            whole, input_scale = quantise(x, device.input_bits, signed)
+            inputs, largest = whole.to(x.dtype), 2.0 ** (device.input_bits - signed) - 1
         scale = full_scale.of_crossbars(layer, weight, device)
         places = self._places(layer, weight)
 
@@ -92,7 +95,7 @@ class OnDevice:
                 held = self._wired(stored, crossbar, held, row, column)
             if device.adc_bits is None and not device.read_noise:
                 return torch.bmm(driven, stored.weights(held, stored.most * device.floor))
-            return self._read(layer, stored, held, driven, number)
+            return self._read(layer, stored, held, driven, number, largest)
 
         return execute_layer(layer, inputs, weight, product, geometry) * input_scale
 
@@ -129,12 +132,27 @@ class OnDevice:
         return torch.stack([seen[place] for place in at])
 
     def _read(
-        self, layer: LayerPlan, stored: Stored, held: Tensor, driven: Tensor, number: Tensor
+        self,
+        layer: LayerPlan,
+        stored: Stored,
+        held: Tensor,
+        driven: Tensor,
+        number: Tensor,
+        largest: float,
     ) -> Tensor:
-        """Reads every column, digit by digit of the inputs, and adds up what the cells count."""
+        """Reads every column, digit by digit of the inputs, and adds up what the cells count.
+
+        Args:
+            layer: the layer's plan.
+            stored: what the cells were asked to hold.
+            held: (cells per weight, n, rows, columns) conductances, in levels.
+            driven: (n, phases, rows) inputs, whole numbers where they are quantised.
+            number: (n,) of the crossbars.
+            largest: magnitude that an input of this call can have, the same for all crossbars.
+        """
         off = stored.most * self.device.floor
         total = driven.new_zeros(*driven.shape[:2], held.shape[3])
-        for digit_worth, digit, drive in self._digits(driven):
+        for digit_worth, digit, drive in self._digits(driven, largest):
             without = off * digit.sum(2, keepdim=True)  # what off cells let through
             for worth, plane in zip(stored.worth, held, strict=True):
                 current = torch.bmm(digit, plane)
@@ -149,16 +167,15 @@ class OnDevice:
             total -= stored.shift * driven.sum(2, keepdim=True)
         return total * stored.unit
 
-    def _digits(self, driven: Tensor) -> Iterator[tuple[int, Tensor, float]]:
+    def _digits(self, driven: Tensor, largest: float) -> Iterator[tuple[int, Tensor, float]]:
         """What each read applies, what that is worth, and the most that a read can apply."""
-        bits = self.device.input_bits
-        if bits is None:
-            largest = float(driven.abs().max())
+        if self.device.input_bits is None:
             yield 1, driven.clamp(min=0), largest
             if bool((driven < 0).any()):  # negative inputs are applied apart
                 yield -1, (-driven).clamp(min=0), largest
             return
-        at_once = self.device.dac_bits or bits
+        bits = int(largest).bit_length()  # the sign takes none: negative inputs are applied apart
+        at_once = min(self.device.dac_bits or bits, bits)
         for worth, digit in input_digits(driven, bits, at_once):
             yield worth, digit, 2.0**at_once - 1
 

@@ -43,21 +43,30 @@ class MaskedLayer:
     def kept(self) -> Tensor:
         """Bool tensor that broadcasts against the weight: True where it is kept."""
         if self._keep is None:
-            matrix = self._matrix(self.weight)
-            kept = self.layout.expand_like(self.mask, matrix)
-            if matrix.shape != self.weight.shape:  # unrolled another way
-                kept = from_matrix(
-                    *(self._operation, kept.expand_as(matrix), tuple(self.weight.shape)),
-                    self._groups,
-                )
-            self._keep = kept
+            self._keep = self.spread(self.mask)
         return self._keep
+
+    def spread(self, values: Tensor) -> Tensor:
+        """(U, P) values of the groups as a tensor that broadcasts against the weight."""
+        matrix = self._matrix(self.weight)
+        spread = self.layout.expand_like(values, matrix)
+        if not self._rearranged:
+            return spread
+        shape = tuple(self.weight.shape)
+        return from_matrix(self._operation, spread.expand_as(matrix), shape, self._groups)
+
+    def sum_by_group(self, values: Tensor) -> Tensor:
+        """(U, P) sums over each group of a tensor of the weight's shape."""
+        return self.layout.sum_by_group(self._matrix(values))
+
+    @property
+    def _rearranged(self) -> bool:
+        # Not by shape: a transposed convolution's may be that of its matrix.
+        return self._operation not in ("linear", "conv1d", "conv2d")
 
     def _matrix(self, weight: Tensor) -> Tensor:
         """A tensor of the weight's shape as (Cout, fan_in, ...)."""
-        if self._operation in ("linear", "conv1d", "conv2d"):
-            return weight
-        return to_matrix(self._operation, weight, self._groups)
+        return to_matrix(self._operation, weight, self._groups) if self._rearranged else weight
 
     @torch.no_grad()
     def latent(self) -> Tensor:
@@ -104,7 +113,7 @@ class MaskedLayer:
         if self.weight.grad is None:
             return torch.zeros(self.layout.shape, device=self.weight.device)
         gradient = self.weight.grad
-        slope = self.layout.sum_by_group(self._matrix(self._latent().float() * gradient.float()))
+        slope = self.sum_by_group(self._latent().float() * gradient.float())
         gradient.masked_fill_(~self.kept, 0.0)
         return slope
 

@@ -80,7 +80,7 @@ class WeightAverage(pl.Callback):
             average.masked_fill_(~layer.kept, 0.0)
             before = self._masks[name]
             if not self.frozen and not torch.equal(before, layer.mask):
-                back = layer.layout.expand_like(layer.mask & ~before, weight)
+                back = layer.spread(layer.mask & ~before)
                 average.copy_(torch.where(back, weight.to(average), average))
         if not self.frozen:
             self._note_masks()

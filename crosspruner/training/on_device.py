@@ -48,6 +48,12 @@ class DeviceSettings(Device):
             raise ConfigError(f"device.copies={self.copies}: choose one of {', '.join(COPIES)}.")
 
 
+def images_seen(plan: Plan, network: nn.Module, settings: DeviceSettings) -> int | None:
+    """Test images that each chip sees, by the way in which it is computed; None = all."""
+    by_array = needs_arrays(plan, network, settings, settings.copies)
+    return settings.array_images if by_array else settings.images
+
+
 def accuracy_on_device(
     plan: Plan,
     network: nn.Module,
@@ -69,8 +75,6 @@ def accuracy_on_device(
     Returns:
         (seeds,) float64, 0-1.
     """
-    by_array = settings.copies == "own" or needs_arrays(plan, settings)
-    images = settings.array_images if by_array else settings.images
     norm_images = None
     if settings.norm_images:
         batches = data.calibration_batches(settings.norm_images, augmented=True)
@@ -80,7 +84,7 @@ def accuracy_on_device(
         network,
         settings,
         range(settings.seeds),
-        list(data.test_batches(images)),
+        list(data.test_batches(images_seen(plan, network, settings))),
         [x for x, _ in data.calibration_batches(settings.calibration_images)],
         settings.copies,
         bfloat16,

@@ -76,6 +76,33 @@ def test_every_number_is_events_times_unit_cost():
     assert cost.area_mm2 == pytest.approx(area * 1e-6)
 
 
+def served(layer, axis):
+    """Along one axis: (outputs, rows that hold a weight of one of them) of each slice."""
+    geometry, window = layer.geometry, layer.tiling.window[axis]
+    if layer.tiling.mapping == "folded" or (layer.tiling.mapping == "semifolded" and axis == 0):
+        return [(1, geometry.kernel[axis])]
+    found = []
+    for first in range(0, geometry.out_size[axis], window):
+        outputs = range(first, min(first + window, geometry.out_size[axis]))
+        taps = range(geometry.kernel[axis])
+        read = {o * geometry.stride[axis] - geometry.padding[axis] + k
+                for o in outputs for k in taps}  # fmt: skip
+        found.append((len(outputs), sum(0 <= i < geometry.in_size[axis] for i in read)))
+    return found
+
+
+def test_what_a_window_has_past_the_feature_map_costs_nothing():
+    # Five outputs in windows of two: 2, 2 and 1 columns. Their rows, of four a window: pixels 0 to
+    # 2 (one before is padding), 1 to 4, 3 and 4.
+    module = nn.Conv2d(1, 1, (1, 3), padding=(0, 1))
+    plan = plan_model(module, (1, 1, 5), "4x2", "semifolded", exclude=())
+    assert (plan.layers[0].tiling.window, plan.layers[0].slices) == ((1, 2), 3)
+    found = counts(plan.cost(UnitCosts(input_bits=1)))
+    assert found["energy", "adc"] == found["energy", "adder"] == 2 + 2 + 1
+    assert found["energy", "dac"] == 3 + 4 + 2
+    assert found["energy", "buffer"] == 5 + (3 + 4 + 2)
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.data())
 def test_rows_columns_and_additions_against_crossbars_listed_one_by_one(data):
@@ -98,24 +125,22 @@ def test_rows_columns_and_additions_against_crossbars_listed_one_by_one(data):
     units = UnitCosts(input_bits=3, dac_bits=3)  # one read a phase
     found = counts(plan.cost(units))
 
-    window = layer.tiling.window[0] * layer.tiling.window[1]
-    rows = columns = additions = 0
+    rows = columns = 0
     sums = {}
     packing = layer.packing
     for owner, outs in zip(packing.block_input, packing.block_outputs, strict=True):
         fms = (layer.input_table[owner] >= 0).sum().item()
-        for _slice, split in itertools.product(range(layer.slices), range(layer.row_splits)):
-            # Pieces of a long FM are full crossbars, then the rest.
-            piece = fms * layer.tiling.fm_rows
-            if layer.tiling.fm_rows > crossbar.rows:
-                last = split == layer.row_splits - 1
-                piece = layer.tiling.fm_rows - split * crossbar.rows if last else crossbar.rows
-            rows += piece
-            for out in outs.tolist():
+        for down, across in itertools.product(*(served(layer, axis) for axis in (0, 1))):
+            rows += fms * down[1] * across[1]  # in pieces, where they exceed the crossbar
+            held = down[0] * across[0]
+            for _split, out in itertools.product(range(layer.row_splits), outs.tolist()):
                 if out >= 0:
-                    columns += window
-                    sums[out, _slice] = sums.get((out, _slice), 0) + window
-    additions = sum(n - window for n in sums.values())
+                    columns += held
+                    sums[out] = sums.get(out, 0) + held
+    at_once = {"folded": 1, "semifolded": layer.geometry.out_size[1]}.get(
+        mapping, layer.geometry.out_size[0] * layer.geometry.out_size[1]
+    )
+    additions = sum(n - at_once for n in sums.values())
     assert found["energy", "dac"] == rows * layer.phases
     assert found["energy", "adc"] == columns * crossbar.cells_per_weight * layer.phases
     assert found["energy", "adder"] == found["energy", "adc"] + additions * layer.phases

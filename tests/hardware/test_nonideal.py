@@ -12,9 +12,11 @@ from crosspruner.hardware import (
     Crossbar,
     Device,
     IntegerArithmetic,
+    MappingSpec,
     OnDevice,
     chip_accuracy,
     device_weights,
+    needs_arrays,
     plan_model,
     simulate,
 )
@@ -90,6 +92,36 @@ def test_adc_of_full_range_by_hand():
     assert run(module, [[3, 2]], device).tolist() == [[4, -2]]
 
 
+def test_adc_of_full_range_of_signed_inputs_by_hand():
+    # Three bits with a sign reach 3, as two without: sums reach 6, two bits of ADC: 0 2 4 6.
+    module = linear([[1, 1], [-1, 1]])
+    device = Device(weight_bits=2, input_bits=3, adc_bits=2, adc_range="full")
+    # 3 - 2: 3 and 2 are read apart, 3 -> 4 (1.5 to even), 2 -> 2; -3 - 2: each in its column.
+    assert run(module, [[3, -2]], device).tolist() == [[4 - 2, -4 - 2]]
+
+
+@pytest.mark.parametrize("inputs", [[[3, 2]], [[3, -2]]])
+def test_a_converter_that_applies_more_than_an_input_has_changes_nothing(inputs):
+    module = linear([[1, 1], [-1, 1]])
+    found = [
+        run(module, inputs, Device(weight_bits=2, input_bits=3, dac_bits=n, adc_bits=2,
+                                   adc_range="full"))
+        for n in (None, 3, 8)
+    ]  # fmt: skip
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_adc_of_full_range_does_not_depend_on_what_is_computed_together(monkeypatch):
+    # Without input_bits the range is that of the call's largest input, 8, for both crossbars:
+    # sums reach 16, two bits: 0, 16/3, ... Crossbar 0 sees 1 + 1 -> 0, crossbar 1 8 + 8 = 16.
+    module = linear([[1, 1, 1, 1]])
+    device = Device(adc_bits=2, adc_range="full")
+    for chunk in (1, 1 << 22):
+        monkeypatch.setattr("crosspruner.hardware.execute._CHUNK", chunk)
+        assert run(module, [[1, 1, 8, 8]], device).tolist() == [[pytest.approx(16)]]
+
+
 def test_adc_of_calibrated_range_by_hand():
     # Calibrated on (3, 2), the largest current is 5: 2 bits give 0, 5/3, 10/3, 5.
     module = linear([[1, 1], [-1, 1]])
@@ -148,6 +180,26 @@ def test_clipping_never_stores_weights_worse(bits, seed, scale):
         held = device_weights(plan, model, device, [0])["weight"][0]
         error[weight_range] = float((held - model.weight.detach()).square().sum())
     assert error["mse"] <= error["max"] * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("weight_range", ["max", "mse"])
+@pytest.mark.parametrize("mapping", MAPPINGS)
+def test_weights_that_only_meet_padding_set_no_full_scale(mapping, weight_range):
+    # On one pixel a 3 x 3 kernel needs its middle: 1 and 0.25, in two bits 1 and 0. Unfolded, the
+    # 8 beside it is in no cell, nor semi-folded.
+    module = nn.Conv2d(1, 2, 3, padding=1, bias=False).double()
+    nn.init.zeros_(module.weight)
+    module.weight.data[:, 0, 1, 1] = torch.tensor([1.0, 0.25])
+    module.weight.data[:, 0, 1, 0] = 8.0
+    crossbar = Crossbar(9, 4, differential=True)
+    plan = plan_model(module, (1, 1, 1), crossbar, mapping, exclude=())
+    device = Device(weight_bits=2, weight_range=weight_range)
+    x = torch.ones(1, 1, 1, 1, dtype=torch.float64)
+    arrays = simulate(plan, module, x, OnDevice(device)).flatten().tolist()
+    weights = {k: v[0] for k, v in device_weights(plan, module, device, [0]).items()}
+    convolutions = torch.func.functional_call(module, weights, (x,)).flatten().tolist()
+    assert arrays == pytest.approx(convolutions)
+    assert arrays == pytest.approx([0, 0] if mapping == "folded" else [1, 0])
 
 
 def test_a_layer_of_zeros_has_a_full_scale():
@@ -233,6 +285,38 @@ def test_weights_of_a_chip_are_what_its_arrays_compute_where_each_is_held_once(d
     assert (convolutions - simulate(plan, model, x)).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("device", [Device(), *WEIGHT_EFFECTS], ids=lambda d: repr(d)[-60:])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_square_transposed_convolutions_are_what_their_arrays_compute(device, groups):
+    # (Cin, Cout / G) and (Cout, Cin / G) are alike here, and must not be taken for each other.
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.ConvTranspose2d(6, 6, 3, 2, 1, groups=groups), nn.Flatten(1, 2),
+        nn.ConvTranspose1d(30, 30, 3, groups=groups),
+    ).double()  # fmt: skip
+    crossbar = Crossbar(24, 48, differential=True)
+    plan = plan_model(model, (6, 3, 3), crossbar, "folded", "column", exclude=())
+    plan = plan.pruned({layer.name: torch.rand(layer.mask_shape) < 0.6 for layer in plan.layers})
+    x = torch.randn(2, 6, 3, 3, dtype=torch.float64)
+    arrays = simulate(plan, model, x, OnDevice(device, seed=7))
+    weights = {k: v[1] for k, v in device_weights(plan, model, device, [3, 7]).items()}
+    assert weights["0.weight"].shape == model[0].weight.shape
+    convolutions = torch.func.functional_call(model, weights, (x,))
+    torch.testing.assert_close(convolutions, arrays, rtol=1e-5, atol=1e-6)
+
+
+def test_a_transposed_convolution_on_chips_by_hand():
+    # Output 0 is input 0 + 2 input 1, output 1 is 3 input 0; of the plan, output 0 keeps input 0.
+    module = nn.ConvTranspose2d(2, 2, 1, bias=False).double()
+    weight = torch.tensor([[1.0, 3.0], [2.0, 0.0]])  # (input, output)
+    module.weight = nn.Parameter(weight.double()[..., None, None])
+    plan = plan_model(module, (2, 1, 1), Crossbar(1, 4, differential=True), grain="column",
+                      exclude=())  # fmt: skip
+    plan = plan.pruned({"": torch.tensor([[True, False], [True, True]])})
+    held = device_weights(plan, module, Device(), [0])["weight"]
+    assert held[0, :, :, 0, 0].tolist() == [[1, 3], [0, 0]]
+
+
 def test_copies_of_a_kernel_have_errors_of_their_own():
     # A 1x1 kernel on a row of 4 pixels, semi-folded: one copy per pixel.
     module = nn.Conv2d(1, 1, 1, bias=False).double()
@@ -316,6 +400,38 @@ def test_accuracy_by_weights_and_by_arrays_agree_where_weights_are_held_once():
     exact = chip_accuracy(plan, model, device, [0, 1, 2], batches, copies="own")
     assert fast.tolist() == exact.tolist()
     assert len(set(fast.tolist())) > 1
+
+
+def test_faults_off_the_diagonal_of_a_bundle_need_arrays():
+    # Two conv groups of one FM each on a 2 x 2 crossbar: two of its four weights are no weights.
+    module = nn.Conv2d(2, 2, 1, groups=2, bias=False).double()
+    nn.init.ones_(module.weight)
+    module = nn.Sequential(module, nn.Flatten())
+    x = torch.tensor([[1.0, 10.0]], dtype=torch.float64)[..., None, None]
+    batches = [(x, torch.tensor([0]))]
+    device = Device(stuck_on=0.2)
+    found = {}
+    for grouped in ("apart", "block_diagonal"):
+        spec = MappingSpec("folded", grouped=grouped)
+        plan = plan_model(module, (2, 1, 1), Crossbar(2, 4, differential=True), spec, exclude=())
+        assert needs_arrays(plan, module, device) == (grouped == "block_diagonal")
+        assert not needs_arrays(plan, module, Device(gaussian=0.1))
+        assert needs_arrays(plan, module, Device(gaussian=0.1), "own")
+        seed = next(s for s in range(999) if stuck(device, s, "0", torch.arange(8)).tolist()
+                    == [0, 0, 0, 0, 1, 0, 0, 0])  # fmt: skip
+        # In a bundle that cell puts input 1 into output 0: 1 + 10 against 10. Apart, it is in row 1
+        # of a crossbar that has no row 1 to drive.
+        found[grouped] = float(chip_accuracy(plan, module, device, [seed], batches))
+    assert found == {"apart": 0.0, "block_diagonal": 1.0}
+
+
+@pytest.mark.filterwarnings("ignore:.*computed anew in each pass.*")
+def test_weights_that_are_computed_need_arrays():
+    module = nn.utils.parametrizations.weight_norm(nn.Linear(3, 2))
+    plan = plan_model(module, (3,), Crossbar(4, 4, differential=True), exclude=())
+    assert needs_arrays(plan, module, Device(weight_bits=8))
+    with pytest.raises(ConfigError, match="no plain parameter"):
+        device_weights(plan, module, Device(weight_bits=8), [0])
 
 
 def test_a_device_without_randomness_is_computed_once():

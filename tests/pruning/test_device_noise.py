@@ -35,10 +35,27 @@ class Net(pl.LightningModule):
         return torch.optim.SGD(self.parameters(), lr=self.rate)
 
 
-def fit(device, ratio=0.0, rate=0.1, epochs=1, seed=0, **schedule):
+class Transposed(Net):
+    """A transposed convolution with as many inputs as outputs instead of the first layer."""
+
+    def __init__(self, rate):
+        super().__init__(rate)
+        self.net = nn.Sequential(
+            nn.Unflatten(1, (12, 1)), nn.ConvTranspose1d(12, 12, 1), nn.Flatten(), nn.Linear(12, 3)
+        )
+
+    def training_step(self, batch, batch_idx):
+        self.seen.append(self.net[1].weight.detach().clone())
+        return nn.functional.cross_entropy(self.net(batch[0]), batch[1])
+
+    def on_before_optimizer_step(self, optimizer):
+        self.clean.append(self.net[1].weight.detach().clone())
+
+
+def fit(device, ratio=0.0, rate=0.1, epochs=1, seed=0, net=Net, **schedule):
     torch.manual_seed(1)
     loader = DataLoader(TensorDataset(torch.randn(8, 12), torch.randint(3, (8,))), batch_size=4)
-    module = Net(rate)
+    module = net(rate)
     pruning = CrossbarPruning(
         Crossbar(4, 4, differential=True), ratio=ratio, input_shape=(12,), root="net", exclude=(),
         schedule=PruningSchedule(**schedule) if schedule else None,
@@ -92,6 +109,18 @@ def test_noise_waits_for_fine_tuning_and_leaves_pruned_weights_zero():
     assert not bool(kept.all())
     assert bool((module.net[0].weight[~kept] == 0).all())
     assert bool((module.seen[-1][~kept] == 0).all())
+
+
+def test_a_square_transposed_convolution_keeps_its_zeros_under_noise():
+    module, pruning = fit(
+        Device(lognormal=0.2), ratio=0.3, epochs=4, net=Transposed,
+        dense_epochs=1, prune_epochs=2, finetune_epochs=1, warmup=0.0,
+    )  # fmt: skip
+    kept = pruning.plan.layer("1").kept.T  # (input, output), as its weight
+    assert not torch.equal(kept, kept.T)
+    for weight in (module.net[1].weight, module.seen[-1]):
+        assert torch.equal(weight[..., 0] != 0, kept)
+    assert not torch.equal(module.seen[-1], module.clean[-1])
 
 
 def test_the_same_seed_meets_the_same_chips():

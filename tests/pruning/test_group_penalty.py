@@ -24,6 +24,16 @@ def test_by_hand():
     torch.testing.assert_close(masked.weight.detach(), expected)
 
 
+def test_a_square_transposed_convolution_by_hand():
+    # (input, output); of output 0, input 1 loses 2.5
+    module = nn.ConvTranspose2d(2, 2, 1, bias=False)
+    module.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[..., None, None]
+    masked = MaskedLayer(module, GroupLayout("up", "column", 2, 2, 1, 1, 1))
+    shrink(masked, torch.tensor([[False, True], [False, False]]), 2.5)
+    expected = torch.tensor([[1.0, 2.0], [0.5, 4.0]])
+    torch.testing.assert_close(masked.weight.detach()[..., 0, 0], expected)
+
+
 def test_it_is_the_minimum_of_the_penalty_and_the_distance():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(5, 7, generator=generator)  # last input group and last output group short

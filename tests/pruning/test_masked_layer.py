@@ -23,6 +23,16 @@ def test_pruned_weights_are_zero_and_come_back():
     assert layer.weight.tolist() == [[0.0, 2.0], [3.0, 4.0]]
 
 
+def test_a_square_transposed_convolution_is_pruned_by_output():
+    # Its weight is (input, output): output 0 loses input 1.
+    module = nn.ConvTranspose2d(2, 2, 1, bias=False)
+    with torch.no_grad():
+        module.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]])[..., None, None])
+    layer = MaskedLayer(module, GroupLayout("0", "column", 2, 2, 1, 1, 1))
+    layer.set_mask(torch.tensor([[True, False], [True, True]]))
+    assert layer.weight[..., 0, 0].tolist() == [[1.0, 2.0], [0.0, 4.0]]
+
+
 def test_the_slope_counts_pruned_groups_too_and_their_gradient_is_dropped():
     layer = masked_linear()
     layer.set_mask(torch.tensor([[True, False], [True, True]]))

@@ -12,9 +12,11 @@ from crosspruner.errors import CheckpointError, ConfigError
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
+from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.pruning.snapshot import Snapshot
 from crosspruner.pruning.step_solver import StepSettings
+from crosspruner.sparsity import GroupLayout
 from crosspruner.training import Classifier
 from crosspruner.training.average import TRAINED, WeightAverage
 from crosspruner.training.data import SyntheticData
@@ -61,6 +63,24 @@ def test_the_first_steps_do_not_linger():
     nn.init.constant_(network.layer.weight, 11.0)
     average.update(network)
     assert average.average["layer.weight"].item() == pytest.approx(11 * (1 - 2 / 11))
+
+
+def test_what_comes_back_in_a_square_transposed_convolution_starts_at_its_weight():
+    # (input, output): output 0 gets input 1 back
+    network = nn.Sequential(nn.ConvTranspose2d(2, 2, 1, bias=False))
+    nn.init.ones_(network[0].weight)
+    layer = MaskedLayer(network[0], GroupLayout("0", "column", 2, 2, 1, 1, 1))
+    layer.set_mask(torch.tensor([[True, False], [True, True]]))
+    pruning = NothingPruned()
+    pruning.layers = {"0": layer}
+    average = WeightAverage(0.25, pruning)
+    average.start(network)
+    layer.set_mask(torch.ones(2, 2, dtype=torch.bool))
+    nn.init.constant_(network[0].weight, 5.0)
+    average.update(network)  # d_1 = 2 / 11
+    rest = 1 * 2 / 11 + 5 * 9 / 11
+    found = average.average["0.weight"][..., 0, 0].flatten().tolist()
+    assert found == pytest.approx([rest, rest, 5.0, rest])
 
 
 @pytest.mark.parametrize("decay", [0.0, 1.0, -1.0, float("nan")])

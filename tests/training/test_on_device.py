@@ -1,7 +1,10 @@
 import pytest
+from torch import nn
+from torch.nn.utils import parametrizations
 
 from crosspruner.errors import ConfigError, DataError
 from crosspruner.hardware import plan_model
+from crosspruner.judging import check_device
 from crosspruner.training import build_model
 from crosspruner.training.data import SyntheticData
 from crosspruner.training.on_device import DeviceSettings, accuracy_on_device
@@ -49,6 +52,33 @@ def test_images_are_counted_by_the_way_they_are_computed(data, monkeypatch):
         settings = DeviceSettings(seeds=3, images=20, array_images=5, lognormal=0.1, **fields)
         accuracy_on_device(plan, model, data, settings)
     assert seen == [(3, 20), (3, 5), (3, 5)]
+
+
+def test_computed_weights_see_the_images_of_arrays(data, monkeypatch):
+    model = nn.Sequential(nn.Flatten(), parametrizations.weight_norm(nn.Linear(768, 3)))
+    plan = plan_model(model, (3, 16, 16), "32x32", "folded")
+    seen = []
+    monkeypatch.setattr(
+        "crosspruner.training.on_device.chip_accuracy",
+        lambda plan, network, device, seeds, batches, *_: seen.append(
+            sum(len(labels) for _, labels in batches)
+        ),
+    )
+    settings = DeviceSettings(weight_bits=8, images=20, array_images=5)
+    accuracy_on_device(plan, model, data, settings)
+    assert seen == [5]
+
+
+@pytest.mark.filterwarnings("ignore:.*computed anew in each pass.*")
+def test_noise_cannot_be_put_into_weights_that_are_computed():
+    normed = parametrizations.weight_norm(nn.Linear(8, 4))
+    network = nn.Sequential(nn.Linear(6, 8), normed, nn.Linear(4, 2))
+    plan = plan_model(network, (6,), "8x8")
+    with pytest.raises(ConfigError, match=r"for 1: they are computed.*Set device.train=false"):
+        check_device(DeviceSettings(train=True, weight_bits=8), plan, network)
+    check_device(DeviceSettings(weight_bits=8), plan, network)
+    plain = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 4), nn.Linear(4, 2))
+    check_device(DeviceSettings(train=True, weight_bits=8), plan_model(plain, (6,), "8x8"), plain)
 
 
 def test_accuracy_is_measured(data):
