@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from crosspruner.errors import ModelError, PlanError
-from crosspruner.hardware import Crossbar, plan_model
+from crosspruner.hardware import Crossbar, MappingSpec, plan_model
 from crosspruner.hardware.export import (
     export_limits,
     export_neurosim,
@@ -117,6 +117,21 @@ def test_neurosim_refuses_what_it_cannot_say(tmp_path):
     model = nn.Conv2d(2, 2, 3, dilation=2)
     with pytest.raises(PlanError, match="knows no dilation"):
         export_neurosim(plan_model(model, (2, 9, 9), "32x32"), model, tmp_path)
+
+
+@pytest.mark.parametrize("tokens", [1, 3, 4])
+def test_neurosim_inputs_of_a_sequence_are_its_tokens(tmp_path, tokens):
+    model = nn.Linear(4, 5)
+    plan = plan_model(model, (6, 4), "32x32", MappingSpec("semifolded", tokens=tokens), exclude=())
+    sequence = torch.randn(1, 6, 4)
+    line = export_neurosim(plan, model, tmp_path, sequence, input_bits=12).read_text()
+    positions = -(-6 // tokens) * tokens
+    assert line == f"{positions // tokens},{tokens},4,1,1,5,0,1\n"
+    bits = np.loadtxt(tmp_path / "input_layer.csv", delimiter=",").reshape(4, positions, 12)
+    worth = np.array([-(2**11), *(2**i for i in range(10, -1, -1))])
+    inputs = bits @ worth * float(sequence.abs().max()) / (2**11 - 1)
+    np.testing.assert_allclose(inputs[:, :6], sequence[0].T, atol=1e-3)
+    assert not inputs[:, 6:].any()
 
 
 def test_limits_give_the_folded_tiles(plan, tmp_path):

@@ -96,7 +96,7 @@ def _inputs(seen: Seen, group: int, groups: int) -> Tensor:
     """(rows, positions) of one conv group: what drives its matrix, position after position."""
     x = seen.padded.chunk(groups, dim=1)[group]
     if seen.layer.kind == "linear":
-        return x.flatten(1).T
+        return x.movedim(1, 0).flatten(1)
     geometry = seen.layer.geometry
     return F.unfold(x[:1], geometry.kernel, geometry.dilation, 0, geometry.stride)[0]
 
