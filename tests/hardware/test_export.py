@@ -134,6 +134,29 @@ def test_neurosim_inputs_of_a_sequence_are_its_tokens(tmp_path, tokens):
     assert not inputs[:, 6:].any()
 
 
+class Twice(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Conv3d(2, 3, 3), (2, 5, 6, 6)),
+        (Twice(nn.Conv2d(2, 2, 3, padding=1)), (2, 6, 6)),
+        (Twice(nn.Linear(4, 4)), (4,)),
+        (Twice(nn.Linear(4, 4)), (3, 4)),
+    ],
+)
+def test_neurosim_refuses_layers_of_which_it_would_hold_one_call(model, shape, tmp_path):
+    with pytest.raises(PlanError, match=r"runs [2-6] times per image"):
+        export_neurosim(plan_model(model, shape, "32x32"), model, tmp_path)
+
+
 def test_limits_give_the_folded_tiles(plan, tmp_path):
     layers = json.loads((export_limits(plan, tmp_path) / "layers.json").read_text())
     for layer in plan.layers:

@@ -41,7 +41,8 @@ def export_neurosim(
         Path of NetWork.csv.
 
     Raises:
-        PlanError: a layer has a dilation, or two different strides, which NeuroSim does not know.
+        PlanError: a layer has a dilation, two different strides, several depths (Conv3d), or is
+            called several times, which NeuroSim does not know.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,6 +85,13 @@ def _line(seen: Seen, weight: Tensor) -> list[int]:
         raise PlanError(
             f"{seen.layer.name}: dilation {geometry.dilation}, stride {geometry.stride}. NeuroSim "
             "knows no dilation and one stride for both directions: this layer cannot be exported."
+        )
+    # A linear layer runs over its whole sequence in one call, a Conv3d over its depths.
+    if seen.calls > 1 or (seen.layer.kind != "linear" and geometry.calls > 1):
+        raise PlanError(
+            f"{seen.layer.name}: it runs {max(seen.calls, geometry.calls)} times per image (its "
+            "module is called again, or a Conv3d has several depths). NeuroSim knows one map per "
+            "layer: this layer cannot be exported."
         )
     high, wide = geometry.in_size
     if seen.layer.kind == "linear":
