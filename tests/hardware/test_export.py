@@ -238,6 +238,39 @@ def test_pimcomp_node_list(model, plan, tmp_path):
     assert counted == {layer.name: layer.compute_crossbars for layer in plan.layers}
 
 
+class Tokens(nn.Module):
+    """Linear layers over a sequence, with and without a bias, two of the same weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.alike = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(2))
+        self.alike[1].load_state_dict(self.alike[0].state_dict())
+        self.last = nn.Linear(30, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        for layer in self.alike:
+            x = layer(x).relu()
+        return self.last(x.flatten(1))
+
+
+@pytest.mark.slow
+def test_pimcomp_has_the_crossbars_of_layers_over_a_sequence(tmp_path):
+    pytest.importorskip("onnxscript")
+    model = Tokens()
+    plan = plan_model(model, (5, 4), "4x4", "folded", "column", exclude=())
+    masks = {layer.name: torch.ones(layer.mask_shape).bool() for layer in plan.layers}
+    masks["alike.0"][:, 0] = False
+    plan = plan.pruned(masks)
+    nodes = json.loads(export_pimcomp(plan, model, tmp_path / "net.json").read_text())["node_list"]
+    held = [(n["operation"], n["crossbars"]["name"]) for n in nodes if "crossbars" in n]
+    assert held == [
+        ("OP_MATMUL", "first"), ("OP_MATMUL", "alike.0"), ("OP_MATMUL", "alike.1"),
+        ("OP_FC", "last"),
+    ]  # fmt: skip
+
+
 @pytest.mark.slow
 def test_pimcomp_refuses_unknown_operations(tmp_path):
     pytest.importorskip("onnxscript")
