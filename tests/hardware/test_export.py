@@ -272,6 +272,17 @@ def test_pimcomp_has_the_crossbars_of_layers_over_a_sequence(tmp_path):
 
 
 @pytest.mark.slow
+def test_pimcomp_keeps_a_second_activation(tmp_path):
+    pytest.importorskip("onnxscript")
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Sigmoid())
+    path = export_pimcomp(plan_model(model, (2, 5, 5), "32x32"), model, tmp_path / "net.json")
+    image, conv, sigmoid = json.loads(path.read_text())["node_list"]
+    assert (image["operation"], sigmoid["operation"]) == ("OP_INPUT", "OP_SIGMOID")
+    assert (conv["with_act"], conv["act_type"]) == (1, 0)
+    assert sigmoid["provider"] == [conv["name"]]
+
+
+@pytest.mark.slow
 def test_pimcomp_refuses_unknown_operations(tmp_path):
     pytest.importorskip("onnxscript")
     model = nn.Sequential(nn.Linear(4, 4), nn.GELU())

@@ -192,7 +192,8 @@ def _merge_activations(nodes: list[dict[str, Any]]) -> None:
     for node in [n for n in nodes if n["operation"] in ACTIVATIONS]:
         before = by_name[node["provider"][0]]
         users = [n for n in nodes if before["name"] in n["provider"]]
-        if before["operation"] in ("OP_CONV", "OP_FC") and len(users) == 1:
+        # A layer has room for one: a second activation in a row stays a node of its own.
+        if before.get("with_act") == 0 and len(users) == 1:
             before |= {"with_act": 1, "act_type": ACTIVATIONS.index(node["operation"])}
             for user in nodes:
                 user["provider"] = [
