@@ -204,6 +204,14 @@ def test_unbeaten_runs_are_listed_by_crossbar(make_run, tmp_path):
         assert rows == [str(number)]
 
 
+def test_against_dense_sorts_as_it_reads(table, runs):
+    (column,) = [c for c in run_columns(table, runs) if c.name == "Against dense"]
+    values = [float(value) for value in column.values if value]
+    shown = [float(text.split()[0].replace("\N{MINUS SIGN}", "-")) for text in column.shown if text]
+    assert [round(100 * value, 1) for value in values] == shown
+    assert values[0] == pytest.approx(-table["accuracy_drop"][0])
+
+
 def test_layers_of_a_series_by_hand(table, runs):
     _, crossbar = find_series(table, runs)
     kept = kept_by_layer(crossbar, runs)
