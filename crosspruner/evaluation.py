@@ -91,6 +91,7 @@ def evaluate_run(folder: Path, overrides: Sequence[str] = ()) -> Evaluation:
                 "logs/train/runs/STAMP"
             )
     config = load_config(folder, overrides)
+    config.model.pretrained = False  # every weight is loaded from the folder, none from a hub
     settings = run_settings(config)
     quieten_lightning()
     pl.seed_everything(settings.seed, workers=True, verbose=False)

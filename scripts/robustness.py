@@ -4,42 +4,28 @@ python scripts/robustness.py logs/train/runs/STAMP --seeds 20 --images 2000
 python scripts/robustness.py DENSE_RUN PRUNED_RUN --effects bits,sigma --bfloat16 --out robustness
 
 Writes robustness.csv (a row per chip), robustness.png and .svg into the (first) run folder.
+Several runs must be on the same data; their names are the ends of their paths that differ.
 """
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import click
 import pandas as pd
 import torch
-from hydra.utils import instantiate
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
-from torch import nn
 
 from crosspruner.errors import CrossprunerError, RunFolderError
-from crosspruner.hardware import Plan
 from crosspruner.reporting.robustness import robustness_figure, summarise
-from crosspruner.reporting.run_folder import RunFolder
 from crosspruner.reporting.svg import save_figure
-from crosspruner.training import build_model, load_weights
-from crosspruner.training.data.base import ImageData
+from crosspruner.run_networks import read_runs
 from crosspruner.training.on_device import DeviceSettings, accuracy_on_device, images_seen
 from crosspruner.training.precision import bfloat16_is_emulated, slow_bfloat16
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A network to be judged."""
-
-    name: str
-    plan: Plan
-    network: nn.Module
 
 
 def numbers(kind: type) -> Any:
@@ -71,7 +57,11 @@ def numbers(kind: type) -> Any:
 @click.option("--norm-images", default=0, show_default=True,
               help="Training images on which each chip measures its batch norms.")  # fmt: skip
 @click.option("--bfloat16", is_flag=True, help="Compute networks in bfloat16: faster on some CPUs.")
-@click.option("--dense/--no-dense", default=True, help="Judge each run's dense network as well.")
+@click.option(
+    "--dense/--no-dense",
+    default=True,
+    help="Judge each run's dense network as well; a shared one once.",
+)
 @click.option("--out", default=None, type=click.Path(path_type=Path), help="Folder to write to.")
 def main(folders: tuple[Path, ...], dense: bool, out: Path | None, **options: Any) -> None:
     try:
@@ -166,49 +156,6 @@ def settings_of(options: dict[str, Any]) -> Iterator[tuple[str, float, DeviceSet
             )
         for value, settings in points[effect]:
             yield effect, value, settings
-
-
-def read_runs(folders: tuple[Path, ...], dense: bool) -> tuple[ImageData, list[Subject]]:
-    """The test images of the first run, and the networks of all of them."""
-    data: ImageData | None = None
-    subjects: list[Subject] = []
-    for folder in folders:
-        run = RunFolder(folder)
-        config = OmegaConf.create(run.config)
-        if data is None:
-            data = instantiate(config.data)
-            data.prepare_data()
-            data.setup()
-        label = f" {folder.resolve().name}" if len(folders) > 1 else ""
-        subjects += networks_of(folder, config, data, dense and not subjects, label)
-    assert data is not None
-    return data, subjects
-
-
-def networks_of(
-    folder: Path, config: Any, data: ImageData, dense: bool, label: str
-) -> Iterator[Subject]:
-    """A run's pruned network, its name with the label, and before it the dense one if kept."""
-    ratio = float(config.ratio)
-    versions = [("pruned/weights.safetensors", "mapping.json", f"pruned {ratio:.0%}{label}")]
-    if ratio == 0:
-        versions = [("pruned/weights.safetensors", "mapping.json", "dense")]
-    elif dense and (folder / "checkpoints" / "dense.safetensors").is_file():
-        versions.insert(0, ("checkpoints/dense.safetensors", "mapping_dense.json", "dense"))
-    for weights, plan, name in versions:
-        for file in (weights, plan):
-            if not (folder / file).is_file():
-                raise RunFolderError(f"{folder} has no {file}: give the folder of a finished run.")
-        model: Any = OmegaConf.to_container(config.model, resolve=True)
-        model.pop("weights")
-        network = build_model(
-            **(model | {"pretrained": False}),
-            num_classes=data.num_classes,
-            image_size=data.image_size,
-            in_channels=data.in_channels,
-        )
-        load_weights(network, folder / weights)
-        yield Subject(name, Plan.load(folder / plan), network)
 
 
 def shown(found: pd.DataFrame) -> Table:

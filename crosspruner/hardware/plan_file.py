@@ -93,6 +93,8 @@ def _read_order(data: dict[str, Any], side: str, groups: int, fms: int) -> Tenso
     if not data[f"{side}s_reordered"]:
         return None
     flat = torch.tensor([fm for group in data[f"{side}_groups"] for fm in group])
+    # Where conv groups share crossbars, their groups of FMs take turns in the table.
+    flat = flat[(flat // fms).sort(stable=True).indices]
     return checked_order(data["name"], side, flat.view(groups, fms) % fms, groups, fms)
 
 

@@ -18,7 +18,8 @@ def config_tree(config: DictConfig) -> str:
     """
     root = Tree("config")
     _grow(root, OmegaConf.to_container(config, resolve=True))
-    console = Console(file=StringIO(), width=200, color_system=None)
+    # Wide enough for any value, which would be cut without a mark; and no value is markup.
+    console = Console(file=StringIO(), width=10**6, color_system=None, emoji=False)
     console.print(root, markup=False, soft_wrap=True)
     text: str = console.file.getvalue()  # type: ignore[attr-defined]
     return text

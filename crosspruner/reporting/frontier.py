@@ -127,7 +127,10 @@ def _limits(series: Sequence[Series]) -> tuple[tuple[float, float], tuple[float,
 
 
 def unbeaten(series: Sequence[Series]) -> pd.DataFrame:
-    """Runs of one family that no other beats in both accuracy and crossbars left.
+    """Runs that no other beats in both accuracy and crossbars left.
+
+    Args:
+        series: of one family and one crossbar, so that the numbers can be compared.
 
     Returns:
         Rows of the sweep table, from few to many compute crossbars.

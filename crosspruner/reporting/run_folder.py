@@ -268,6 +268,11 @@ def _read_costs(file: Path) -> pd.DataFrame:
     table = pd.read_csv(file)
     if missing := [column for column in COST_COLUMNS if column not in table]:
         raise ValueError(f"columns are missing: {', '.join(missing)}")
+    # A killed run can leave a part of the rows, whose sums would pass for those of the network.
+    # A network that is one layer has the name "", which reads as none.
+    events = table.groupby(["layer", "quantity", "event"], dropna=False)["version"]
+    if table.drop(columns="layer").isna().any(axis=None) or (events.nunique() < 2).any():
+        raise ValueError("rows are missing: dense and pruned do not list the same events")
     return table
 
 

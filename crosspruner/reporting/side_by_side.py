@@ -1,7 +1,8 @@
-"""Several plans of one model next to each other: which crossbar, which mapping."""
+"""Several plans next to each other: which crossbar, which mapping, which network."""
 
 from collections.abc import Mapping
 from io import StringIO
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -47,11 +48,17 @@ def totals_of(plans: Mapping[str, Plan]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("plan").reset_index()
 
 
+def compute_by_layer(plans: Mapping[str, Plan]) -> dict[str, list[int | None]]:
+    """{layer name: compute crossbars, plan by plan}; None where a plan has no such layer."""
+    found = [{each.name: each.compute_crossbars for each in plan.layers} for plan in plans.values()]
+    return {name: [each.get(name) for each in found] for name in dict.fromkeys(chain(*found))}
+
+
 def comparison(plans: Mapping[str, Plan]) -> str:
     """A plain-text table: compute crossbars per layer and all totals, a column per plan.
 
     Args:
-        plans: {label: plan} of one model.
+        plans: {label: plan}; a layer that a plan lacks is left blank in its column.
     """
     table = Table(
         box=box.SIMPLE_HEAD, pad_edge=False, title="compute crossbars", title_justify="left"
@@ -59,10 +66,8 @@ def comparison(plans: Mapping[str, Plan]) -> str:
     table.add_column("layer", no_wrap=True)
     for label in plans:
         table.add_column(Text(label), justify="right")
-    first = next(iter(plans.values()))
-    for i, layer in enumerate(first.layers):
-        counts = (f"{plan.layers[i].compute_crossbars:,}" for plan in plans.values())
-        table.add_row(Text(layer.name), *counts)
+    for name, counts in compute_by_layer(plans).items():
+        table.add_row(Text(name), *("" if n is None else f"{n:,}" for n in counts))
     table.add_section()
     for key, name in TOTALS.items():
         values = (getattr(plan, key) for plan in plans.values())
@@ -78,19 +83,20 @@ def comparison_figure(plans: Mapping[str, Plan]) -> Figure:
     """Compute crossbars per layer on a log scale, a colour per plan.
 
     Args:
-        plans: {label: plan} of one model.
+        plans: {label: plan}; a layer that a plan lacks has no bar of its colour.
     """
-    first = next(iter(plans.values()))
-    y = np.arange(len(first.layers))
+    layers = compute_by_layer(plans)
+    y = np.arange(len(layers))
     height = 0.8 / len(plans)
     with drawing():
         figure, axes = new_axes(height=1.1 + 0.11 * len(y) * (len(plans) + 1))
         for i, (label, plan) in enumerate(plans.items()):
-            counts = [layer.compute_crossbars for layer in plan.layers]
+            column = [counts[i] for counts in layers.values()]
+            counts = [n for n in column if n is not None]
             name = f"{label}: {plan.compute_crossbars:,}"
-            place = y - 0.4 + (i + 0.5) * height
+            place = y[[n is not None for n in column]] - 0.4 + (i + 0.5) * height
             axes.barh(place, counts, height * 0.92, color=SERIES[i % len(SERIES)], label=name)
-        axes.set_yticks(y, [shorten(layer.name) for layer in first.layers])
+        axes.set_yticks(y, [shorten(name) for name in layers])
         axes.tick_params(axis="y", length=0)
         axes.set_ylim(len(y) - 0.4, -0.6)
         axes.set_xscale("log")

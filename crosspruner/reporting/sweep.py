@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -29,7 +30,7 @@ MAX_SERIES = 16
 """Series whose layers are shown; the frontier and the table hold all of them."""
 
 MAX_BEST = 12
-"""Unbeaten runs listed per family."""
+"""Unbeaten runs listed per family and crossbar."""
 
 _STATUS = {"done": "done", "failed": "failed", "unfinished": "not finished"}
 
@@ -73,8 +74,8 @@ def write_sweep_report(folder: Path | str) -> Path:
             for i, front in enumerate(frontiers(series, links.__getitem__))
         ],
         best=[
-            _best(family, [s for s in series if s.family == family], links)
-            for family in dict.fromkeys(s.family for s in series)
+            _best(list(alike), links)  # crossbars of unlike sizes cannot be counted against another
+            for _, alike in groupby(series, key=lambda s: (s.family, s.crossbar))
         ],
         seeds=any((one.groups["seeds"] > 1).any() for one in series),
         layers=[
@@ -114,7 +115,7 @@ def _front(front: Frontier, prefix: str, names: dict[str, str], folder: Path) ->
     }
 
 
-def _best(family: str, series: Sequence[Series], links: Sequence[str]) -> dict[str, Any]:
+def _best(series: Sequence[Series], links: Sequence[str]) -> dict[str, Any]:
     methods = {position: one.label for one in series for position in one.runs.index}
     best = unbeaten(series)
     rows = [
@@ -128,7 +129,12 @@ def _best(family: str, series: Sequence[Series], links: Sequence[str]) -> dict[s
         }
         for position, record in zip(best.index.tolist(), best.to_dict("records"), strict=True)
     ]
-    return {"title": family, "rows": rows[:MAX_BEST], "left_out": len(rows) - MAX_BEST}
+    return {
+        "title": f"{series[0].family}, {series[0].crossbar}",
+        "crossbar": series[0].crossbar,
+        "rows": rows[:MAX_BEST],
+        "left_out": len(rows) - MAX_BEST,
+    }
 
 
 def _layers(series: Series, prefix: str, runs: Sequence[RunFolder], folder: Path) -> dict[str, Any]:

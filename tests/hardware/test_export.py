@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from crosspruner.errors import ModelError, PlanError
-from crosspruner.hardware import Crossbar, plan_model
+from crosspruner.hardware import Crossbar, MappingSpec, plan_model
 from crosspruner.hardware.export import (
     export_limits,
     export_neurosim,
@@ -119,6 +119,44 @@ def test_neurosim_refuses_what_it_cannot_say(tmp_path):
         export_neurosim(plan_model(model, (2, 9, 9), "32x32"), model, tmp_path)
 
 
+@pytest.mark.parametrize("tokens", [1, 3, 4])
+def test_neurosim_inputs_of_a_sequence_are_its_tokens(tmp_path, tokens):
+    model = nn.Linear(4, 5)
+    plan = plan_model(model, (6, 4), "32x32", MappingSpec("semifolded", tokens=tokens), exclude=())
+    sequence = torch.randn(1, 6, 4)
+    line = export_neurosim(plan, model, tmp_path, sequence, input_bits=12).read_text()
+    positions = -(-6 // tokens) * tokens
+    assert line == f"{positions // tokens},{tokens},4,1,1,5,0,1\n"
+    bits = np.loadtxt(tmp_path / "input_layer.csv", delimiter=",").reshape(4, positions, 12)
+    worth = np.array([-(2**11), *(2**i for i in range(10, -1, -1))])
+    inputs = bits @ worth * float(sequence.abs().max()) / (2**11 - 1)
+    np.testing.assert_allclose(inputs[:, :6], sequence[0].T, atol=1e-3)
+    assert not inputs[:, 6:].any()
+
+
+class Twice(nn.Module):
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x):
+        return self.layer(self.layer(x))
+
+
+@pytest.mark.parametrize(
+    ("model", "shape"),
+    [
+        (nn.Conv3d(2, 3, 3), (2, 5, 6, 6)),
+        (Twice(nn.Conv2d(2, 2, 3, padding=1)), (2, 6, 6)),
+        (Twice(nn.Linear(4, 4)), (4,)),
+        (Twice(nn.Linear(4, 4)), (3, 4)),
+    ],
+)
+def test_neurosim_refuses_layers_of_which_it_would_hold_one_call(model, shape, tmp_path):
+    with pytest.raises(PlanError, match=r"runs [2-6] times per image"):
+        export_neurosim(plan_model(model, shape, "32x32"), model, tmp_path)
+
+
 def test_limits_give_the_folded_tiles(plan, tmp_path):
     layers = json.loads((export_limits(plan, tmp_path) / "layers.json").read_text())
     for layer in plan.layers:
@@ -198,6 +236,50 @@ def test_pimcomp_node_list(model, plan, tmp_path):
         if "crossbars" in node
     }
     assert counted == {layer.name: layer.compute_crossbars for layer in plan.layers}
+
+
+class Tokens(nn.Module):
+    """Linear layers over a sequence, with and without a bias, two of the same weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(4, 6)
+        self.alike = nn.ModuleList(nn.Linear(6, 6, bias=False) for _ in range(2))
+        self.alike[1].load_state_dict(self.alike[0].state_dict())
+        self.last = nn.Linear(30, 3)
+
+    def forward(self, x):
+        x = self.first(x).relu()
+        for layer in self.alike:
+            x = layer(x).relu()
+        return self.last(x.flatten(1))
+
+
+@pytest.mark.slow
+def test_pimcomp_has_the_crossbars_of_layers_over_a_sequence(tmp_path):
+    pytest.importorskip("onnxscript")
+    model = Tokens()
+    plan = plan_model(model, (5, 4), "4x4", "folded", "column", exclude=())
+    masks = {layer.name: torch.ones(layer.mask_shape).bool() for layer in plan.layers}
+    masks["alike.0"][:, 0] = False
+    plan = plan.pruned(masks)
+    nodes = json.loads(export_pimcomp(plan, model, tmp_path / "net.json").read_text())["node_list"]
+    held = [(n["operation"], n["crossbars"]["name"]) for n in nodes if "crossbars" in n]
+    assert held == [
+        ("OP_MATMUL", "first"), ("OP_MATMUL", "alike.0"), ("OP_MATMUL", "alike.1"),
+        ("OP_FC", "last"),
+    ]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_pimcomp_keeps_a_second_activation(tmp_path):
+    pytest.importorskip("onnxscript")
+    model = nn.Sequential(nn.Conv2d(2, 3, 3), nn.ReLU(), nn.Sigmoid())
+    path = export_pimcomp(plan_model(model, (2, 5, 5), "32x32"), model, tmp_path / "net.json")
+    image, conv, sigmoid = json.loads(path.read_text())["node_list"]
+    assert (image["operation"], sigmoid["operation"]) == ("OP_INPUT", "OP_SIGMOID")
+    assert (conv["with_act"], conv["act_type"]) == (1, 0)
+    assert sigmoid["provider"] == [conv["name"]]
 
 
 @pytest.mark.slow

@@ -142,6 +142,25 @@ def test_saved_plan_round_trips_exactly(tmp_path, grain):
 
 
 @pytest.mark.parametrize("grain", ["crossbar", "column"])
+def test_reordered_groups_that_share_crossbars_round_trip(tmp_path, grain):
+    """With several input groups, the table of a bundle takes turns between its conv groups."""
+    spec = MappingSpec("folded", grouped="block_diagonal", kin=3, kout=3)
+    net = nn.Conv2d(16, 16, 3, padding=1, groups=2)
+    dense = plan_model(net, (16, 8, 8), "64x64", spec, grain, exclude=())
+    (layer,) = dense.layers
+    assert (layer.bundle, layer.input_groups, layer.output_groups) == (2, 3, 3)
+    generator = torch.Generator().manual_seed(0)
+    mask = torch.rand(layer.mask_shape, generator=generator) < 0.6
+    orders = [{"": torch.rand(2, 8, generator=generator).argsort(1)} for _ in range(2)]
+    plan = dense.pruned({"": mask}, grain, *orders)
+    loaded = Plan.load(plan.save(tmp_path / "mapping.json"))
+    assert loaded.to_dict() == plan.to_dict()
+    assert torch.equal(loaded.layers[0].input_order, orders[0][""])
+    assert torch.equal(loaded.layers[0].output_order, orders[1][""])
+    assert torch.equal(loaded.layers[0].mask, mask)
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
 def test_saved_plan_can_be_counted_by_hand(tmp_path, grain):
     plan = random_pruned(grain)
     data = json.loads(plan.save(tmp_path / "mapping.json").read_text())

@@ -60,6 +60,30 @@ def test_a_broken_cost_table_is_named(run_dir):
     assert "cost.csv cannot be read" in write_run_report(run).read_text()
 
 
+@pytest.mark.parametrize("share", [0.3, 0.55, 0.9])
+def test_a_cost_table_cut_short_shows_no_cost(run_dir, share):
+    """Half of the rows would pass for the costs of a smaller network."""
+    write_cost_table(plan(), UNITS, run_dir / "cost.csv")
+    lines = (run_dir / "cost.csv").read_text().splitlines(keepends=True)
+    (run_dir / "cost.csv").write_text("".join(lines[: round(share * len(lines))]))
+    page = write_run_report(run_dir).read_text()
+    assert "cost.csv cannot be read: rows are missing" in page
+    assert "What an image costs" not in page
+
+
+def test_a_cost_table_torn_in_its_last_line_shows_no_cost(run_dir):
+    write_cost_table(plan(), UNITS, run_dir / "cost.csv")
+    text = (run_dir / "cost.csv").read_text()
+    (run_dir / "cost.csv").write_text(text[: text.rindex(",")])
+    assert "cost.csv cannot be read: rows are missing" in write_run_report(run_dir).read_text()
+
+
+def test_costs_of_a_network_that_is_one_layer_are_shown(run_dir):
+    alone = plan_model(nn.Linear(5, 7), (5,), "4x4", exclude=())
+    write_cost_table(alone, UNITS, run_dir / "cost.csv")
+    assert "What an image costs" in write_run_report(run_dir).read_text()
+
+
 def test_no_bars_where_nothing_costs_anything():
     assert energy_bars(cost_table(plan(), UnitCosts())) is None
 

@@ -188,6 +188,30 @@ def test_unbeaten_by_hand(table):
     assert unbeaten([one]).index.tolist() == [0, 1, 4]
 
 
+def test_unbeaten_runs_are_listed_by_crossbar(make_run, tmp_path):
+    """As many crossbars of another size are another chip: a run of few large ones beats no one."""
+    for number, crossbar in enumerate(("64x64", "256x256")):
+        path = make_run(tmp_path / str(number), crossbar=crossbar, steps=2)
+        summary = json.loads((path / "summary.json").read_text())
+        summary |= {"compute_crossbars": 100 - 90 * number, "accuracy": 0.9 + 0.05 * number}
+        (path / "summary.json").write_text(json.dumps(summary))
+        (path / "report.html").write_text("<title>a run</title>")
+    text = write_sweep_report(tmp_path).read_text()
+    for number, crossbar in enumerate(("64x64", "256x256")):
+        _, _, card = text.partition(f"<h3>Unbeaten runs, vgg8 on digits, {crossbar}</h3>")
+        assert f"No other run on {crossbar} crossbars" in card
+        rows = re.findall(r'href="(\d)/report', card.partition("</table>")[0])
+        assert rows == [str(number)]
+
+
+def test_against_dense_sorts_as_it_reads(table, runs):
+    (column,) = [c for c in run_columns(table, runs) if c.name == "Against dense"]
+    values = [float(value) for value in column.values if value]
+    shown = [float(text.split()[0].replace("\N{MINUS SIGN}", "-")) for text in column.shown if text]
+    assert [round(100 * value, 1) for value in values] == shown
+    assert values[0] == pytest.approx(-table["accuracy_drop"][0])
+
+
 def test_layers_of_a_series_by_hand(table, runs):
     _, crossbar = find_series(table, runs)
     kept = kept_by_layer(crossbar, runs)

@@ -49,6 +49,20 @@ def test_several_stand_side_by_side_and_are_written(map_report, capsys, tmp_path
     assert (tmp_path / "crossbars.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("names", [["vgg8", "vgg16"], ["vgg16", "vgg8"]])
+def test_networks_of_other_layers_stand_side_by_side(map_report, capsys, tmp_path, names):
+    overrides = [f"model={','.join(names)}", "crossbar=64x64", "mapping=folded"]
+    map_report.main([*overrides, f"out={tmp_path}"])
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines() if line}
+    plans = [Plan.load(tmp_path / f"{name}.json") for name in names]
+    for name in {layer.name for plan in plans for layer in plan.layers}:
+        counts = [f"{e.compute_crossbars:,}" for p in plans for e in p.layers if e.name == name]
+        assert lines[name].split()[1:] == counts
+    start = lines["layer"].index(names[1]) - 1
+    alone = next(e.name for e in plans[0].layers if e.name not in {x.name for x in plans[1].layers})
+    assert not lines[alone][start:].strip(), "blank where the second has no such layer"
+
+
 def test_kin_and_kout_of_a_layer(map_report, capsys, tmp_path):
     overrides = ["mapping.kout=4", "mapping.layers={features.3:{kin:2}}", f"out={tmp_path}"]
     map_report.main(["model=vgg8", "crossbar=64x64", *overrides])

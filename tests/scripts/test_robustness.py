@@ -1,6 +1,7 @@
 """The sweep over a run folder: every effect, a row per chip, picture and table."""
 
 import importlib.util
+import shutil
 from pathlib import Path
 
 import pandas as pd
@@ -8,6 +9,7 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
 
 from crosspruner.hardware import Crossbar, plan_model
 from crosspruner.pruning.saving import save_pruned
@@ -85,12 +87,74 @@ def test_effects_can_be_chosen_and_the_dense_network_left_out(script, run, tmp_p
     assert pd.read_csv(tmp_path / "robustness.csv")["network"].tolist() == ["pruned 50%"]
 
 
-def test_networks_of_several_runs_carry_their_folders_names(script, run, tmp_path):
-    arguments = [str(run), str(run), "--effects", "bits", "--bits", "8", "--out", str(tmp_path)]
-    result = CliRunner().invoke(script.main, [*arguments, "--images", "4", "--seeds", "1"])
-    assert result.exit_code == 0, result.output
-    name = f"pruned 50% {run.name}"
-    assert pd.read_csv(tmp_path / "robustness.csv")["network"].tolist() == ["dense", name, name]
+@pytest.fixture
+def copied(run, tmp_path):
+    """Makes a copy of the run at a place, its configuration changed; at ratio 0 its own network."""
+
+    def copy(place, **changes):
+        folder = tmp_path / place
+        shutil.copytree(run, folder)
+        config = yaml.safe_load((folder / ".hydra/config.yaml").read_text())
+        for key, value in changes.items():
+            config[key] = config[key] | value if isinstance(value, dict) else value
+        (folder / ".hydra/config.yaml").write_text(yaml.safe_dump(config))
+        return folder
+
+    return copy
+
+
+def retrain(folder):
+    """Give a run a dense network of its own."""
+    file = folder / "checkpoints/dense.safetensors"
+    save_file({key: value + 1 for key, value in load_file(file).items()}, file)
+
+
+def names(script, *folders, dense=True):
+    return [subject.name for subject in script.read_runs(folders, dense)[1]]
+
+
+def test_networks_of_several_runs_carry_what_tells_their_folders_apart(script, copied):
+    runs = [copied(place) for place in ("a/0", "b/0", "b/1")]
+    pruned = ["pruned 50% a/0", "pruned 50% b/0", "pruned 50% 1"]
+    assert names(script, *runs, dense=False) == pruned
+    assert names(script, *runs) == ["dense", *pruned], "one dense network, shared by all"
+    assert names(script, runs[0], runs[0]) == ["dense", "pruned 50%"], "given twice, judged once"
+
+
+def test_every_dense_network_of_several_runs_is_judged(script, copied):
+    first, second, third = (copied(place) for place in ("a/0", "b/0", "b/1"))
+    retrain(second)
+    assert names(script, first, second, third) == [
+        "dense a/0", "pruned 50% a/0", "dense b/0", "pruned 50% b/0", "pruned 50% 1",
+    ]  # fmt: skip
+    unpruned = copied("c/0", ratio=0.0)
+    save_file({**load_file(second / "checkpoints/dense.safetensors")},
+              unpruned / "pruned/weights.safetensors")  # fmt: skip
+    assert names(script, first, unpruned) == ["dense a/0", "pruned 50% a/0", "dense c/0"]
+
+
+def test_runs_of_other_architectures_keep_their_own(script, copied, run):
+    other = copied("other", model={"width": 0.125})
+    model = build_model("vgg8", 10, (16, 16), width=0.125)
+    plan = plan_model(model, (3, 16, 16), Crossbar(32, 32, differential=True), "folded")
+    save_pruned(other / "pruned", model, plan, {})
+    shutil.copy(other / "pruned/weights.safetensors", other / "checkpoints/dense.safetensors")
+    for name in ("mapping.json", "mapping_dense.json"):
+        plan.save(other / name)
+    found = script.read_runs((run, other), True)[1]
+    widths = [next(iter(subject.network.parameters())).shape[0] for subject in found]
+    assert widths[2:] == [2 * width for width in widths[:2]]
+    assert len({subject.name for subject in found}) == 4
+
+
+def test_runs_on_other_data_are_refused_in_one_line(script, copied, run):
+    names(script, run, copied("seed", data={"seed": 3, "batch_size": 8}))
+    other = copied("noise", data={"noise": 2.0})
+    result = CliRunner().invoke(script.main, [str(run), str(other)])
+    assert result.exit_code == 1
+    message = f"error: {other} has data.noise=2.0 where {run} has nothing"
+    assert result.output.startswith(message), result.output
+    assert result.output.count("\n") == 1
 
 
 @pytest.mark.parametrize(

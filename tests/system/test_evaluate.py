@@ -48,6 +48,12 @@ def test_the_figures_are_repeated_and_nothing_is_written(finished, evaluate):
     assert {path: path.stat().st_mtime_ns for path in finished.rglob("*")} == before
 
 
+def test_a_pretrained_network_needs_no_hub_again(finished, evaluate):
+    """No hub has this network: building it as pretrained would fail."""
+    code, _, err = evaluate(f"run_dir={finished}", "model.pretrained=true")
+    assert code == 0, err
+
+
 def test_other_figures_are_told_with_a_non_zero_exit(finished, evaluate, tmp_path):
     copy = tmp_path / "run"
     subprocess.run(["cp", "-r", finished, copy], check=True)

@@ -16,15 +16,17 @@ from crosspruner.hardware.simulate import simulate
 
 @dataclass
 class Seen:
-    """What one layer met in a forward pass (its first call)."""
+    """What one layer met in a forward pass."""
 
     layer: LayerPlan
     weight: Tensor
     """(Cout, Cin / G, kh, kw), pruned."""
     padded: Tensor
-    """(batch, Cin, height, width), its padding included."""
+    """(batch, Cin, height, width), its padding included; of its first call."""
     pooled: bool = False
     """Whether a pooling follows before the next layer."""
+    calls: int = 0
+    """Times it was called."""
 
 
 def observe(plan: Plan, model: nn.Module, images: Tensor) -> list[Seen]:
@@ -45,6 +47,7 @@ def observe(plan: Plan, model: nn.Module, images: Tensor) -> list[Seen]:
         weight = weight * layer.kept.to(weight.device)[:, :, None, None]
         padded = _padded(x, geometry)
         met = seen.setdefault(layer.name, Seen(layer, weight, padded))
+        met.calls += 1
         last[:] = [met]
         return F.conv2d(
             padded, weight, None, geometry.stride, 0, geometry.dilation, geometry.conv_groups

@@ -41,7 +41,8 @@ def export_neurosim(
         Path of NetWork.csv.
 
     Raises:
-        PlanError: a layer has a dilation, or two different strides, which NeuroSim does not know.
+        PlanError: a layer has a dilation, two different strides, several depths (Conv3d), or is
+            called several times, which NeuroSim does not know.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -85,6 +86,13 @@ def _line(seen: Seen, weight: Tensor) -> list[int]:
             f"{seen.layer.name}: dilation {geometry.dilation}, stride {geometry.stride}. NeuroSim "
             "knows no dilation and one stride for both directions: this layer cannot be exported."
         )
+    # A linear layer runs over its whole sequence in one call, a Conv3d over its depths.
+    if seen.calls > 1 or (seen.layer.kind != "linear" and geometry.calls > 1):
+        raise PlanError(
+            f"{seen.layer.name}: it runs {max(seen.calls, geometry.calls)} times per image (its "
+            "module is called again, or a Conv3d has several depths). NeuroSim knows one map per "
+            "layer: this layer cannot be exported."
+        )
     high, wide = geometry.in_size
     if seen.layer.kind == "linear":
         high = geometry.calls
@@ -96,7 +104,7 @@ def _inputs(seen: Seen, group: int, groups: int) -> Tensor:
     """(rows, positions) of one conv group: what drives its matrix, position after position."""
     x = seen.padded.chunk(groups, dim=1)[group]
     if seen.layer.kind == "linear":
-        return x.flatten(1).T
+        return x.movedim(1, 0).flatten(1)
     geometry = seen.layer.geometry
     return F.unfold(x[:1], geometry.kernel, geometry.dilation, 0, geometry.stride)[0]
 

@@ -5,12 +5,15 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from crosspruner.errors import ModelError
-from crosspruner.hardware.export.onnx_model import export_onnx
+from crosspruner.hardware.attention import layer_module, layer_name
+from crosspruner.hardware.export.onnx_model import export_onnx, pruned_copy
 from crosspruner.hardware.export.packages import needs
 from crosspruner.hardware.plan import Plan
+from crosspruner.hardware.weight_form import read_matrix
 
 OPERATIONS = {
     "Conv": "OP_CONV",
@@ -62,7 +65,7 @@ def export_pimcomp(plan: Plan, model: nn.Module, path: str | Path) -> Path:
         file = export_onnx(plan, model, Path(folder) / "model.onnx")
         graph = onnx.shape_inference.infer_shapes(onnx.load(str(file))).graph
     planned = {layer["name"]: layer for layer in plan.to_dict()["layers"]}
-    nodes = _nodes(graph, onnx, planned)
+    nodes = _nodes(graph, onnx, planned, _owners(graph, onnx, plan, model))
     _merge_activations(nodes)
     _link(nodes)
     path = Path(path)
@@ -72,7 +75,36 @@ def export_pimcomp(plan: Plan, model: nn.Module, path: str | Path) -> Path:
     return path
 
 
-def _nodes(graph: Any, onnx: Any, planned: dict[str, Any]) -> list[dict[str, Any]]:
+def _owners(graph: Any, onnx: Any, plan: Plan, model: nn.Module) -> dict[str, str]:
+    """{name of a weight in the graph: its layer}.
+
+    The exporter keeps the names of weights, except of those that it transposes for a product: they
+    are known by their values, equal ones by the order of their use.
+    """
+    used = [n.input[1] for n in graph.node if n.op_type in ("Conv", "Gemm", "MatMul")]
+    values = {t.name: t for t in graph.initializer}
+    weights = [name for name in dict.fromkeys(used) if name in values]
+    names = {layer.name for layer in plan.layers}
+    owners = {weight: layer_name(weight) for weight in weights if layer_name(weight) in names}
+    pruned = pruned_copy(plan, model).float().cpu()
+    transposed = {
+        layer.name: read_matrix(layer_module(pruned, layer.name)).flatten(1).T.numpy()
+        for layer in plan.layers
+        if layer.kind == "linear" and layer.name not in owners.values()
+    }
+    for weight in (name for name in weights if name not in owners):
+        value = onnx.numpy_helper.to_array(values[weight])
+        for name, matrix in transposed.items():
+            if np.array_equal(value, matrix):
+                owners[weight] = name
+                del transposed[name]
+                break
+    return owners
+
+
+def _nodes(
+    graph: Any, onnx: Any, planned: dict[str, Any], owners: dict[str, str]
+) -> list[dict[str, Any]]:
     """The operations in the graph's order, the input first."""
     shapes = {
         value.name: [d.dim_value for d in value.type.tensor_type.shape.dim]
@@ -109,9 +141,8 @@ def _nodes(graph: Any, onnx: Any, planned: dict[str, Any]) -> list[dict[str, Any
         if entry["operation"] in ("OP_CONV", "OP_FC"):
             entry |= {"with_bn": 0, "with_act": 0, "act_type": -1}
             entry |= {"with_clip": 0, "clip_min": -10000000, "clip_max": 10000000}
-            layer = node.input[1].removesuffix(".weight")
-            if layer in planned:
-                entry["crossbars"] = planned[layer]
+        if len(node.input) > 1 and node.input[1] in owners:
+            entry["crossbars"] = planned[owners[node.input[1]]]
         nodes.append(entry)
     return nodes
 
@@ -161,7 +192,8 @@ def _merge_activations(nodes: list[dict[str, Any]]) -> None:
     for node in [n for n in nodes if n["operation"] in ACTIVATIONS]:
         before = by_name[node["provider"][0]]
         users = [n for n in nodes if before["name"] in n["provider"]]
-        if before["operation"] in ("OP_CONV", "OP_FC") and len(users) == 1:
+        # A layer has room for one: a second activation in a row stays a node of its own.
+        if before.get("with_act") == 0 and len(users) == 1:
             before |= {"with_act": 1, "act_type": ACTIVATIONS.index(node["operation"])}
             for user in nodes:
                 user["provider"] = [
