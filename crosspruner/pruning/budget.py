@@ -108,9 +108,8 @@ def check_ratio(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float) ->
     total = plan.compute_crossbars
     if ratio > 0 and not layouts:
         raise BudgetError(
-            f"ratio={ratio}: no layer of {', '.join(layer.name for layer in plan.layers)} can be "
-            "pruned on this crossbar (each has one input group, or is excluded); use smaller "
-            "crossbars, a smaller mapping.kin, or change exclude"
+            f"ratio={ratio}: no layer of {_some([layer.name for layer in plan.layers])} can be "
+            f"pruned. {_elsewhere(plan, layouts)}"
         )
     if ratio == 0:
         return 0.0
@@ -119,10 +118,40 @@ def check_ratio(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float) ->
     if target > limit + 0.5 * int(unit.min()):
         raise BudgetError(
             f"ratio={ratio} asks for {target:.0f} of {total} compute crossbars; the prunable "
-            f"layers ({', '.join(layouts)}) can give {limit}, for every output keeps one input "
-            f"group: the largest feasible ratio is {limit / total:.4f}"
+            f"layers ({_some(list(layouts))}) can give {limit}, for every output keeps one input "
+            f"group: the largest feasible ratio is {limit / total:.4f}. "
+            f"{_elsewhere(plan, layouts)}"
         )
     return target
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def _elsewhere(plan: Plan, layouts: Mapping[str, GroupLayout]) -> str:
+    """Which crossbars no pruning can free, and what would change that."""
+    left = [layer for layer in plan.layers if layer.name not in layouts]
+    single = [layer for layer in left if layer.prunable]
+    barred = [layer for layer in left if not layer.prunable]
+    depthwise = [layer for layer in single if layer.conv_groups == layer.geometry.in_channels > 1]
+    parts, remedies = [], []
+    if single:
+        kind = f" ({len(depthwise)} of them depthwise)" if depthwise else ""
+        held = sum(layer.compute_crossbars for layer in single)
+        parts.append(f"{len(single)} have one input group{kind} and hold {held} crossbars")
+    if barred:
+        held = sum(layer.compute_crossbars for layer in barred)
+        parts.append(f"{len(barred)} may not be pruned and hold {held} crossbars")
+    if any(layer.bundle == 1 for layer in depthwise):  # each channel on a crossbar of its own
+        remedies.append("mapping.grouped=block_diagonal, where channels share crossbars")
+    if layouts or single:
+        remedies.append("smaller crossbars or a smaller kin (mapping.kin)")
+    if barred:
+        remedies.append("another include or exclude")
+    where = f"Of the other layers, {', '.join(parts)}: try " if parts else "Try "
+    return where + ", or ".join(remedies)
 
 
 def _common_share(unit: Tensor, blocks: Tensor, most: Tensor, target: float) -> Tensor:
