@@ -2,9 +2,10 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,7 +257,7 @@ class Plan:
 
 def plan_model(
     model: nn.Module,
-    input_shape: tuple[int, ...] = (3, 32, 32),
+    input_shape: Sequence[int] = (3, 32, 32),
     crossbar: Crossbar | str = "256x256",
     mapping: MappingSpec | str = "semifolded",
     grain: str = "crossbar",
@@ -282,7 +283,8 @@ def plan_model(
         The dense plan; `layer.prunable` says which layers pruning may touch.
 
     Raises:
-        ConfigError: an unknown mapping or grain, or a pattern that no layer matches.
+        ConfigError: an unknown mapping or grain, a pattern that no layer matches, or an
+            input_shape that is none.
         MappingError: a layer does not fit with the given kin and kout.
         ModelError: the model does not run on that input shape.
 
@@ -293,7 +295,8 @@ def plan_model(
     spec = MappingSpec.of(mapping)
     crossbar = spec.crossbar(Crossbar.parse(crossbar))
     grain = _grain(grain)
-    traced = trace(model, tuple(input_shape))
+    shape = _shape(input_shape)
+    traced = trace(model, shape)
     names = [geometry.name for geometry in traced.geometries]
     _known(spec.layers or {}, names, "mapping.layers")
     included = set(names) if include is None else matching(include, names, "include")
@@ -309,7 +312,7 @@ def plan_model(
         chosen = allowed and found.name in included - excluded
         layers.append(LayerPlan(geometry, crossbar, tiling, grain, chosen, weight_form=form))
     return Plan(
-        *(tuple(layers), crossbar, spec, grain, tuple(input_shape)),
+        *(tuple(layers), crossbar, spec, grain, shape),
         *(traced.shared, traced.not_mapped),
     )
 
@@ -357,6 +360,19 @@ def _known(given: Iterable[str], names: list[str], key: str) -> None:
             f"{key} names {', '.join(unknown)}, which the model does not have. "
             f"The layers are: {', '.join(names)}."
         )
+
+
+def _shape(given: Any) -> tuple[int, ...]:
+    try:
+        shape = tuple(index(size) for size in given)
+    except TypeError:
+        shape = ()
+    if min(shape, default=0) < 1:
+        raise ConfigError(
+            f"input_shape={given!r}: give the sizes of one image without the batch dimension, such "
+            "as (3, 32, 32)."
+        )
+    return shape
 
 
 def _grain(grain: str) -> str:

@@ -6,11 +6,13 @@ as each can.
 """
 
 from collections.abc import Mapping
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from crosspruner.errors import BudgetError
+from crosspruner.errors import BudgetError, ConfigError
 from crosspruner.hardware.plan import Plan
 from crosspruner.sparsity import GroupLayout
 
@@ -102,7 +104,9 @@ def check_ratio(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float) ->
 
     Raises:
         BudgetError: the layers cannot give that many.
+        ConfigError: the ratio is no number.
     """
+    check_number(ratio)
     if not 0 <= ratio < 1:
         raise BudgetError(f"ratio={ratio} is out of range: give a fraction from 0 to below 1")
     total = plan.compute_crossbars
@@ -123,6 +127,12 @@ def check_ratio(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float) ->
             f"{_elsewhere(plan, layouts)}"
         )
     return target
+
+
+def check_number(ratio: Any) -> None:
+    """Raise ConfigError unless the ratio is a number, of whatever size."""
+    if isinstance(ratio, bool) or not isinstance(ratio, Real):
+        raise ConfigError(f"ratio={ratio!r} is no number: give a fraction from 0 to below 1")
 
 
 def _some(names: list[str], shown: int = 4) -> str:

@@ -274,6 +274,8 @@ def test_wrong_arguments_get_one_message():
         attached(network(), optimizer)
     with pytest.raises(ConfigError, match=r"ratio=1\.5"):
         attached(model, optimizer, ratio=1.5)
+    with pytest.raises(ConfigError, match=r"ratio='0\.5' is no number"):
+        attached(model, optimizer, ratio="0.5")
     with pytest.raises(BudgetError, match="largest feasible ratio"):
         attached(model, optimizer, ratio=0.97)
     assert not optimizer._optimizer_step_pre_hooks

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from crosspruner.errors import BudgetError
+from crosspruner.errors import BudgetError, ConfigError
 from crosspruner.hardware import MappingSpec, plan_model
 from crosspruner.pruning.budget import (
     _common_share,
@@ -66,6 +66,13 @@ def test_a_ratio_out_of_reach_says_where_the_crossbars_are_and_what_frees_them()
 def test_a_ratio_that_is_no_fraction_is_refused(ratio):
     plan = plan_model(three_linear_layers(), (8,), "2x2")
     with pytest.raises(BudgetError, match="from 0 to below 1"):
+        uniform_budget(plan, prunable_layers(plan, "crossbar"), ratio)
+
+
+@pytest.mark.parametrize("ratio", ["0.5", "x", None, [0.5], True])
+def test_a_ratio_that_is_no_number_is_refused(ratio):
+    plan = plan_model(three_linear_layers(), (8,), "2x2")
+    with pytest.raises(ConfigError, match="is no number: give a fraction"):
         uniform_budget(plan, prunable_layers(plan, "crossbar"), ratio)
 
 

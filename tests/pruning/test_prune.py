@@ -150,6 +150,14 @@ def test_saved_files_load_into_the_vanilla_network(tmp_path):
     torch.testing.assert_close(cp.simulate(plan, vanilla, images), vanilla(images).detach())
 
 
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    result = small(solver="magnitude", refit=False)
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(ConfigError, match="there is a file: give another folder"):
+            result.save(folder)
+
+
 def output_error(result, net, images):
     with torch.no_grad():
         dense, pruned = net.eval()(images), result.model.eval()(images)
@@ -315,6 +323,8 @@ def normed_weight():
         (make_net, {"reorder": "sorted"}, ConfigError, "importance"),
         (make_net, {"budget": "all"}, ConfigError, "uniform"),
         (make_net, {"include": "nothing"}, ConfigError, "nothing"),
+        (make_net, {"seed": -1}, ConfigError, "seed=-1: give a whole number of 0 or more"),
+        (make_net, {"seed": None}, ConfigError, "seed=None"),
         (
             make_net,
             {"images": [torch.zeros(2, 3, 9, 9)], "input_shape": (3, 6, 6)},
