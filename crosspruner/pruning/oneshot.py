@@ -135,7 +135,12 @@ def prune(
     spec = replace(
         spec, kin=spec.kin if kin is None else kin, kout=spec.kout if kout is None else kout
     )
-    plan = plan_model(model, shape, crossbar, spec, grain, include, exclude)
+    try:
+        plan = plan_model(model, shape, crossbar, spec, grain, include, exclude)
+    except ModelError as error:
+        if input_shape is not None or error.__cause__ is None:
+            raise
+        raise _no_batch(batches[0], model, error.__cause__) from error
     layouts = prunable_layers(plan, grain)
     how = BudgetSettings.of(budget)
     how.first_blocks(plan, layouts, ratio)  # refuses what cannot be met before anything is computed
@@ -148,6 +153,16 @@ def prune(
     )
     packed = plan.pruned(result.masks, grain, result.orders)
     return PruneResult(network, packed, plan, result.masks, result.errors, result.stopped_by)
+
+
+def _no_batch(batch: Tensor, model: nn.Module, cause: BaseException) -> ModelError:
+    """What to say where the shape was taken from a batch that the network does not run on."""
+    return ModelError(
+        f"{type(model).__name__} cannot run on the images of a batch of shape "
+        f"{tuple(batch.shape)} ({type(cause).__name__}: {cause}): a batch must be (B, C, H, W), as "
+        "the network takes it. Did you pass a Dataset? Wrap it in a DataLoader; a single image is "
+        "image[None]"
+    )
 
 
 def _copy(model: nn.Module) -> nn.Module:
