@@ -110,6 +110,12 @@ def check_ratio(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float) ->
     if not 0 <= ratio < 1:
         raise BudgetError(f"ratio={ratio} is out of range: give a fraction from 0 to below 1")
     total = plan.compute_crossbars
+    if ratio > 0 and not any(layer.prunable for layer in plan.layers):
+        raise BudgetError(
+            f"ratio={ratio}: include without exclude leaves no layer that may be pruned (exclude "
+            "is the first and the last layer where it is not given; exclude=[] is none); change "
+            f"one of them. The layers are {_some([layer.name for layer in plan.layers])}"
+        )
     if ratio > 0 and not layouts:
         raise BudgetError(
             f"ratio={ratio}: no layer of {_some([layer.name for layer in plan.layers])} can be "

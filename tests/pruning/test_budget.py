@@ -37,6 +37,13 @@ def test_layers_of_one_input_group_are_left_alone():
         uniform_budget(plan, {}, 0.5)
 
 
+def test_include_and_exclude_that_leave_nothing_are_named():
+    for how in ({"include": ["1"], "exclude": ["1"]}, {"include": ["0"]}, {"exclude": ["*"]}):
+        plan = plan_model(three_linear_layers(), (8,), "2x2", **how)
+        with pytest.raises(BudgetError, match="include without exclude leaves no layer"):
+            uniform_budget(plan, prunable_layers(plan, "column"), 0.2)
+
+
 def test_a_ratio_out_of_reach_names_the_largest_and_the_layers():
     plan = plan_model(three_linear_layers(), (8,), "2x2")
     with pytest.raises(BudgetError, match=r"layers \(1\) can give 12.*ratio is 0\.2500"):
