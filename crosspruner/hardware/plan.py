@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -19,9 +20,13 @@ from crosspruner.hardware.mapping import MappingSpec, choose_tiling, with_tokens
 from crosspruner.hardware.packing import GRAINS
 from crosspruner.hardware.plan_file import READABLE, VERSION, read_layer, to_text, write_layer
 from crosspruner.hardware.trace import Trace, trace
+from crosspruner.hardware.weight_form import why_computed
 
 if TYPE_CHECKING:
     from crosspruner.hardware.cost import Cost, UnitCosts
+
+# Python's own memory of warnings is by place, and `prune` plans from another one than the user.
+_TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -290,7 +295,7 @@ def plan_model(
 
     Warns:
         UserWarning: names layers that are counted but cannot be pruned, see
-            `weight_form.weight_form`.
+            `weight_form.weight_form`; once for each model.
     """
     spec = MappingSpec.of(mapping)
     crossbar = spec.crossbar(Crossbar.parse(crossbar))
@@ -301,7 +306,7 @@ def plan_model(
     _known(spec.layers or {}, names, "mapping.layers")
     included = set(names) if include is None else matching(include, names, "include")
     excluded = {names[0], names[-1]} if exclude is None else matching(exclude, names, "exclude")
-    _warn_of_computed(traced)
+    _warn_of_computed(model, traced)
     layers = []
     for found in traced.geometries:
         form = traced.forms.get(found.name, "plain")
@@ -317,23 +322,25 @@ def plan_model(
     )
 
 
-def _warn_of_computed(traced: Trace) -> None:
-    """Names the layers that are counted and simulated, but that pruning cannot touch."""
-    forms = traced.forms.items()
-    names = [name or "the model itself" for name, form in forms if form == "computed"]
-    if names:
-        warnings.warn(
-            f"{', '.join(names)}: the weight is computed anew in each pass, in a way that is not "
-            "known, so these layers are counted but never pruned. Remove the parametrization to "
-            "prune them.",
-            stacklevel=3,
-        )
+def _warn_of_computed(model: nn.Module, traced: Trace) -> None:
+    """Names, once for each model, the layers that are counted but that pruning cannot touch."""
+    modules = dict(model.named_modules())
+    reasons: dict[str, list[str]] = {}
+    for name, form in traced.forms.items():
+        if form == "computed":
+            why = why_computed(modules.get(name))
+            reasons.setdefault(why, []).append(name or "the model itself")
+    messages = [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
     if traced.several_inputs:
-        warnings.warn(
+        messages.append(
             f"{', '.join(sorted(traced.several_inputs))}: query, key and value come from different "
-            "sequences, so this projection is counted but never pruned.",
-            stacklevel=3,
+            "sequences, so this projection is counted but never pruned."
         )
+    told = _TOLD.setdefault(model, set())
+    for message in messages:
+        if message not in told:
+            told.add(message)
+            warnings.warn(message, stacklevel=3)
 
 
 def matching(patterns: str | Iterable[str], names: list[str], key: str) -> set[str]:
