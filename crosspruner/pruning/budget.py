@@ -154,12 +154,12 @@ def _elsewhere(plan: Plan, layouts: Mapping[str, GroupLayout]) -> str:
     depthwise = [layer for layer in single if layer.conv_groups == layer.geometry.in_channels > 1]
     parts, remedies = [], []
     if single:
-        kind = f" ({len(depthwise)} of them depthwise)" if depthwise else ""
+        kind = f", {len(depthwise)} of them depthwise" if depthwise else ""
         held = sum(layer.compute_crossbars for layer in single)
-        parts.append(f"{len(single)} have one input group{kind} and hold {held} crossbars")
+        parts.append(f"those with one input group ({len(single)}{kind}) hold {held} crossbars")
     if barred:
         held = sum(layer.compute_crossbars for layer in barred)
-        parts.append(f"{len(barred)} may not be pruned and hold {held} crossbars")
+        parts.append(f"those that may not be pruned ({len(barred)}) hold {held} crossbars")
     if any(layer.bundle == 1 for layer in depthwise):  # each channel on a crossbar of its own
         remedies.append("mapping.grouped=block_diagonal, where channels share crossbars")
     if layouts or single:

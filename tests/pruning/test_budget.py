@@ -59,8 +59,8 @@ def test_a_ratio_out_of_reach_says_where_the_crossbars_are_and_what_frees_them()
     message = str(caught.value)
     assert "(2, 4, 6, 8 and 2 more) can give" in message
     # Nine rows of one channel on three crossbars of four rows; three inputs of the first layer.
-    assert f"6 have one input group (6 of them depthwise) and hold {6 * 8 * 3} crossbars" in message
-    assert "1 may not be pruned and hold 3" in message
+    assert f"one input group (6, 6 of them depthwise) hold {6 * 8 * 3} crossbars" in message
+    assert "may not be pruned (1) hold 3 crossbars" in message
     assert "try mapping.grouped=block_diagonal" in message
     together = MappingSpec("folded", grouped="block_diagonal")
     plan = plan_model(net, (3, 4, 4), "36x8", together, exclude=["0"])
