@@ -6,6 +6,8 @@ from copy import deepcopy
 from dataclasses import replace
 from functools import partial
 from math import prod
+from operator import index
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +23,7 @@ from crosspruner.hardware.integer import quantise
 from crosspruner.hardware.layer_plan import LayerPlan
 from crosspruner.hardware.nonideal import OnDevice
 from crosspruner.hardware.plan import Plan
-from crosspruner.hardware.simulate import simulate
+from crosspruner.hardware.simulate import check_batched, simulate
 
 COPIES = ("one", "own")
 Batch = tuple[Tensor, Tensor]
@@ -35,7 +37,7 @@ def chip_accuracy(
     model: nn.Module,
     device: Device,
     seeds: Sequence[int],
-    batches: Sequence[Batch],
+    batches: Iterable[Batch],
     calibration: Iterable[Tensor] = (),
     copies: str = "one",
     bfloat16: bool = False,
@@ -54,7 +56,8 @@ def chip_accuracy(
         model: it runs in evaluation mode, and is left as it was.
         device: the device.
         seeds: of the chips.
-        batches: (images (B, *input_shape), labels (B,) int64), read again for each chip.
+        batches: (images (B, *input_shape), labels (B,) int64), a list of them or a DataLoader;
+            held in memory.
         calibration: images for the range of the ADCs, where it is calibrated.
         copies: "one" draw for all copies of a block where that is possible, or each its "own".
         bfloat16: compute the network in bfloat16 (autocast) where it runs as convolutions: about
@@ -67,15 +70,16 @@ def chip_accuracy(
         (seeds,) float64, 0-1.
 
     Raises:
-        ConfigError: an unknown `copies`, no images, or a device that does not fit the crossbar.
+        ConfigError: an unknown `copies`, seeds or batches of another form, no images, or a device
+            that does not fit the crossbar.
     """
     if copies not in COPIES:
         raise ConfigError(f"copies={copies}: choose one of {', '.join(COPIES)}.")
-    if not batches:
-        raise ConfigError("there are no images to measure the accuracy on: give some batches.")
+    chips, batches = _seeds(seeds), _labelled(batches, plan)
     by_array = needs_arrays(plan, model, device, copies)
     random = device.is_random or device.read_noise > 0
-    chips = list(seeds) if random else list(seeds)[:1]
+    several = len(chips)
+    chips = chips if random else chips[:1]
     if norm_images is not None:
         model = deepcopy(model)
     with _evaluation(model), torch.no_grad():
@@ -88,7 +92,39 @@ def chip_accuracy(
         for share in found:
             shares.append(share)
             advance()
-    return torch.tensor(shares if random else shares * len(seeds), dtype=torch.float64)
+    return torch.tensor(shares if random else shares * several, dtype=torch.float64)
+
+
+def _seeds(seeds: Any) -> list[int]:
+    try:
+        return [index(seed) for seed in seeds]
+    except TypeError:
+        raise ConfigError(
+            f"seeds={seeds!r}: give a whole number for each chip, such as range(5)."
+        ) from None
+
+
+def _labelled(batches: Any, plan: Plan) -> list[Batch]:
+    """The batches, each (images, labels) of equal length."""
+    found: list[Batch] = []
+    for batch in () if batches is None else batches:
+        pair = isinstance(batch, list | tuple) and len(batch) == 2
+        if not (pair and all(isinstance(part, Tensor) for part in batch)):
+            raise ConfigError(
+                f"a batch is a {type(batch).__name__}: give (images, labels) each, for example "
+                "batches=[(images, labels)] or a DataLoader."
+            )
+        images, labels = batch
+        check_batched(images, plan)
+        if labels.shape != images.shape[:1]:
+            raise ConfigError(
+                f"a batch has images of shape {tuple(images.shape)} and labels of shape "
+                f"{tuple(labels.shape)}: give one label for each image."
+            )
+        found.append((images, labels))
+    if not found:
+        raise ConfigError("there are no images to measure the accuracy on: give some batches.")
+    return found
 
 
 def needs_arrays(plan: Plan, model: nn.Module, device: Device, copies: str = "one") -> bool:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass, replace
+from numbers import Real
 
 from crosspruner.errors import ConfigError
 
@@ -9,6 +10,9 @@ SCALES = ("layer", "column")
 WEIGHT_RANGES = ("max", "mse")
 ADC_RANGES = ("full", "calibrated")
 PLACEMENTS = ("none", "columns", "both")
+
+_AMOUNTS = ("lognormal", "gaussian", "read_noise", "wire_ohms", "drift", "drift_spread")
+_NUMBERS = (*_AMOUNTS, "stuck_off", "stuck_on", "on_ohms", "drift_time")
 
 
 @dataclass(frozen=True)
@@ -82,7 +86,11 @@ class Device:
                 raise ConfigError(
                     f"device.{field}={value}: give {least} to 24 bits, or null for exact."
                 )
-        for field in ("lognormal", "gaussian", "read_noise", "wire_ohms", "drift", "drift_spread"):
+        for field in (*_NUMBERS, *(() if self.on_off is None else ("on_off",))):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise ConfigError(f"device.{field}={value!r} is no number: give one.")
+        for field in _AMOUNTS:
             value = getattr(self, field)
             if not (math.isfinite(value) and value >= 0):
                 raise ConfigError(f"device.{field}={value}: it must be 0 or more.")

@@ -133,7 +133,7 @@ def choose_tiling(geometry: LayerGeometry, crossbar: Crossbar, spec: str | Mappi
     cols_fit = kout * h * w <= crossbar.weight_columns
     fit = rows_fit & cols_fit
     if not bool(fit.any()):
-        _raise_unfit(geometry, crossbar, given_kin, given_kout, int(fm_rows.min()))
+        _raise_unfit(geometry, crossbar, spec, int(fm_rows.min()))
 
     row_splits = parts * _ceil(fm_rows, crossbar.rows)
     input_groups = _ceil(geometry.group_inputs, kin)
@@ -220,18 +220,25 @@ def _ceil(a: Tensor | int, b: Tensor | int) -> Tensor:
 
 
 def _raise_unfit(
-    geometry: LayerGeometry,
-    crossbar: Crossbar,
-    kin: int | None,
-    kout: int | None,
-    fm_rows: int,
+    geometry: LayerGeometry, crossbar: Crossbar, spec: MappingSpec, fm_rows: int
 ) -> None:
-    most_kin, most_kout = max(crossbar.rows // fm_rows, 1), crossbar.weight_columns
-    given = ", ".join(f"{k}={v}" for k, v in (("kin", kin), ("kout", kout)) if v is not None)
+    most = {"kin": max(crossbar.rows // fm_rows, 1), "kout": crossbar.weight_columns}
+    clipped = dict(zip(most, spec.given(geometry), strict=True))
+    typed = {k: v for k, v in spec.typed(geometry).items() if v is not None}
+    held = {"kin": geometry.group_inputs, "kout": geometry.group_outputs // geometry.sections}
+    given = ", ".join(
+        f"{k}={v}" + (f" ({held[k]} are all that the layer has)" if v > held[k] else "")
+        for k, v in typed.items()
+    )
+    # Two that fit by themselves may not fit together: then both are to be looked at.
+    over = [k for k in typed if (clipped[k] or 0) > most[k]] or list(typed)
+    command = ",".join(f"{k}:{most[k]}" for k in over)
+    python = ", ".join(f'"{k}": {most[k]}' for k in over)
     raise MappingError(
         f"{geometry.name}: {given} does not fit a {crossbar} crossbar "
         f"(an input FM takes {fm_rows} rows or more, an output FM "
-        f"{crossbar.cells_per_weight} columns or more). Here kin may be at most {most_kin} and "
-        f"kout at most {most_kout}: set them for this layer, mapping.layers="
-        f"{{{geometry.name}:{{kin:{most_kin}}}}}, or leave them null to have them chosen."
+        f"{crossbar.cells_per_weight} columns or more). Here kin may be at most {most['kin']} and "
+        f"kout at most {most['kout']}: give less, or less for this layer alone (mapping.layers="
+        f"{{{geometry.name}:{{{command}}}}}; in Python MappingSpec(layers="
+        f'{{"{geometry.name}": {{{python}}}}})), or leave them out to have them chosen.'
     )

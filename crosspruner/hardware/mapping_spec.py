@@ -102,14 +102,20 @@ class MappingSpec:
 
     def given(self, geometry: LayerGeometry) -> tuple[int | None, int | None]:
         """Kin and Kout that the user fixed for this layer, clipped to its FMs; None = choose."""
-        whole = self.applies_to == "all" or geometry.kind == "conv"
-        own = (self.layers or {}).get(geometry.name, {})
-        kin = own.get("kin", self.kin if whole else None)
-        kout = own.get("kout", self.kout if whole else None)
+        kin, kout = self.typed(geometry).values()
         return (
             None if kin is None else min(kin, geometry.group_inputs),
             None if kout is None else min(kout, geometry.group_outputs // geometry.sections),
         )
+
+    def typed(self, geometry: LayerGeometry) -> dict[str, int | None]:
+        """Kin and Kout of this layer as the user gave them; None = choose."""
+        whole = self.applies_to == "all" or geometry.kind == "conv"
+        own = (self.layers or {}).get(geometry.name, {})
+        return {
+            "kin": own.get("kin", self.kin if whole else None),
+            "kout": own.get("kout", self.kout if whole else None),
+        }
 
 
 def _choice(key: str, value: object, allowed: tuple[str, ...]) -> None:

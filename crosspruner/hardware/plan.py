@@ -2,11 +2,13 @@
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from fnmatch import fnmatchcase
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -18,9 +20,13 @@ from crosspruner.hardware.mapping import MappingSpec, choose_tiling, with_tokens
 from crosspruner.hardware.packing import GRAINS
 from crosspruner.hardware.plan_file import READABLE, VERSION, read_layer, to_text, write_layer
 from crosspruner.hardware.trace import Trace, trace
+from crosspruner.hardware.weight_form import why_computed
 
 if TYPE_CHECKING:
     from crosspruner.hardware.cost import Cost, UnitCosts
+
+# Python's own memory of warnings is by place, and `prune` plans from another one than the user.
+_TOLD: WeakKeyDictionary[nn.Module, set[str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, eq=False)
@@ -256,7 +262,7 @@ class Plan:
 
 def plan_model(
     model: nn.Module,
-    input_shape: tuple[int, ...] = (3, 32, 32),
+    input_shape: Sequence[int] = (3, 32, 32),
     crossbar: Crossbar | str = "256x256",
     mapping: MappingSpec | str = "semifolded",
     grain: str = "crossbar",
@@ -282,23 +288,25 @@ def plan_model(
         The dense plan; `layer.prunable` says which layers pruning may touch.
 
     Raises:
-        ConfigError: an unknown mapping or grain, or a pattern that no layer matches.
+        ConfigError: an unknown mapping or grain, a pattern that no layer matches, or an
+            input_shape that is none.
         MappingError: a layer does not fit with the given kin and kout.
         ModelError: the model does not run on that input shape.
 
     Warns:
         UserWarning: names layers that are counted but cannot be pruned, see
-            `weight_form.weight_form`.
+            `weight_form.weight_form`; once for each model.
     """
     spec = MappingSpec.of(mapping)
     crossbar = spec.crossbar(Crossbar.parse(crossbar))
     grain = _grain(grain)
-    traced = trace(model, tuple(input_shape))
+    shape = _shape(input_shape)
+    traced = trace(model, shape)
     names = [geometry.name for geometry in traced.geometries]
     _known(spec.layers or {}, names, "mapping.layers")
     included = set(names) if include is None else matching(include, names, "include")
     excluded = {names[0], names[-1]} if exclude is None else matching(exclude, names, "exclude")
-    _warn_of_computed(traced)
+    _warn_of_computed(model, traced)
     layers = []
     for found in traced.geometries:
         form = traced.forms.get(found.name, "plain")
@@ -309,28 +317,30 @@ def plan_model(
         chosen = allowed and found.name in included - excluded
         layers.append(LayerPlan(geometry, crossbar, tiling, grain, chosen, weight_form=form))
     return Plan(
-        *(tuple(layers), crossbar, spec, grain, tuple(input_shape)),
+        *(tuple(layers), crossbar, spec, grain, shape),
         *(traced.shared, traced.not_mapped),
     )
 
 
-def _warn_of_computed(traced: Trace) -> None:
-    """Names the layers that are counted and simulated, but that pruning cannot touch."""
-    forms = traced.forms.items()
-    names = [name or "the model itself" for name, form in forms if form == "computed"]
-    if names:
-        warnings.warn(
-            f"{', '.join(names)}: the weight is computed anew in each pass, in a way that is not "
-            "known, so these layers are counted but never pruned. Remove the parametrization to "
-            "prune them.",
-            stacklevel=3,
-        )
+def _warn_of_computed(model: nn.Module, traced: Trace) -> None:
+    """Names, once for each model, the layers that are counted but that pruning cannot touch."""
+    modules = dict(model.named_modules())
+    reasons: dict[str, list[str]] = {}
+    for name, form in traced.forms.items():
+        if form == "computed":
+            why = why_computed(modules.get(name))
+            reasons.setdefault(why, []).append(name or "the model itself")
+    messages = [f"{', '.join(names)}: {why}" for why, names in reasons.items()]
     if traced.several_inputs:
-        warnings.warn(
+        messages.append(
             f"{', '.join(sorted(traced.several_inputs))}: query, key and value come from different "
-            "sequences, so this projection is counted but never pruned.",
-            stacklevel=3,
+            "sequences, so this projection is counted but never pruned."
         )
+    told = _TOLD.setdefault(model, set())
+    for message in messages:
+        if message not in told:
+            told.add(message)
+            warnings.warn(message, stacklevel=3)
 
 
 def matching(patterns: str | Iterable[str], names: list[str], key: str) -> set[str]:
@@ -357,6 +367,19 @@ def _known(given: Iterable[str], names: list[str], key: str) -> None:
             f"{key} names {', '.join(unknown)}, which the model does not have. "
             f"The layers are: {', '.join(names)}."
         )
+
+
+def _shape(given: Any) -> tuple[int, ...]:
+    try:
+        shape = tuple(index(size) for size in given)
+    except TypeError:
+        shape = ()
+    if min(shape, default=0) < 1:
+        raise ConfigError(
+            f"input_shape={given!r}: give the sizes of one image without the batch dimension, such "
+            "as (3, 32, 32)."
+        )
+    return shape
 
 
 def _grain(grain: str) -> str:

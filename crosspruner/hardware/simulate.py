@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crosspruner.errors import PlanError
+from crosspruner.errors import ConfigError, PlanError
 from crosspruner.hardware.attention import has_layer, layer_name
 from crosspruner.hardware.calls import Call, WeightCalls, owner_of
 from crosspruner.hardware.execute import execute_layer
@@ -42,8 +42,10 @@ def simulate(plan: Plan, model: nn.Module, x: Tensor, execute: Execute | None = 
         What the model returns.
 
     Raises:
+        ConfigError: x is no tensor, or has no batch dimension.
         PlanError: the plan is of another model, or x is larger than what it was made for.
     """
+    check_batched(x, plan)
     names = {layer.name: layer for layer in plan.layers}
     names |= {name: names[first] for name, first in plan.shared.items()}
     if missing := [name for name in names if not has_layer(model, name)]:
@@ -61,6 +63,17 @@ def simulate(plan: Plan, model: nn.Module, x: Tensor, execute: Execute | None = 
         finally:
             for module, mode in modes.items():
                 module.training = mode
+
+
+def check_batched(x: Any, plan: Plan) -> None:
+    """Raise ConfigError unless x is a tensor with as many axes as a batch for this plan has."""
+    if isinstance(x, Tensor) and x.dim() == 1 + len(plan.input_shape):
+        return
+    found = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
+    wanted = ", ".join(map(str, ("B", *plan.input_shape)))
+    hint = "; of a single image give image[None], of a Dataset a DataLoader"
+    hint = hint if isinstance(x, Tensor) else ""
+    raise ConfigError(f"the batch {found}, where the plan takes tensors ({wanted}){hint}.")
 
 
 def _exactly(layer: LayerPlan, x: Tensor, weight: Tensor, geometry: LayerGeometry) -> Tensor:

@@ -181,7 +181,8 @@ def _forward(model: nn.Module, input_shape: tuple[int, ...], tracer: _Tracer) ->
     except Exception as error:
         raise ModelError(
             f"{type(model).__name__} cannot run on an image of shape {tuple(input_shape)}: "
-            f"{type(error).__name__}: {error}. Give the input_shape that the model expects."
+            f"{type(error).__name__}: {error}. Give the input_shape that the model expects, "
+            "without the batch dimension."
         ) from error
 
 

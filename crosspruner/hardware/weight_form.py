@@ -14,13 +14,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
+from torch.nn.utils import parametrize, prune
 from torch.nn.utils.parametrizations import _WeightNorm
 from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from crosspruner.errors import ModelError
-from crosspruner.hardware.matrix import OPERATIONS, from_matrix, operation_of, to_matrix
+from crosspruner.hardware.matrix import LAYERS, OPERATIONS, from_matrix, operation_of, to_matrix
 
 # By name: the library need not be there. Each standardises in its forward pass.
 _STANDARDISED = {"StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"}
@@ -36,6 +36,29 @@ def weight_form(module: nn.Module) -> str:
         return "weight_norm"
     names = {kind.__name__ for kind in type(module).__mro__ if kind.__module__.startswith("timm.")}
     return "standardised" if names & _STANDARDISED else "computed"
+
+
+def why_computed(module: nn.Module | None) -> str:
+    """Why pruning cannot touch a weight of the form `computed`, and what would let it.
+
+    Args:
+        module: the layer; None or another module for a parameter that a function takes.
+    """
+    if not isinstance(module, LAYERS):
+        return (
+            "the weight is used directly in forward, not through a module, so it is counted but "
+            "never pruned. Put it into a layer such as nn.Conv2d or nn.Linear to prune it."
+        )
+    if prune.is_pruned(module):
+        return (
+            "torch.nn.utils.prune multiplies the weight by its mask in each pass, so these layers "
+            "are counted but never pruned. Call torch.nn.utils.prune.remove(layer, 'weight') to "
+            "prune them: the zeros stay."
+        )
+    return (
+        "the weight is computed anew in each pass, in a way that is not known, so these layers are "
+        "counted but never pruned. Remove the parametrization to prune them."
+    )
 
 
 def form_of(module: nn.Module) -> str:

@@ -72,7 +72,7 @@ def attach(
         An object whose `step()` belongs after each `optimizer.step()`.
 
     Raises:
-        ConfigError: an argument is out of range.
+        ConfigError: an argument is out of range, or the optimizer trains another network.
         BudgetError: the ratio cannot be met.
         MappingError: Kin or Kout does not fit.
 
@@ -80,11 +80,11 @@ def attach(
     """
     if total_steps < 1:
         raise ConfigError(f"total_steps={total_steps}: give the optimizer steps of the whole run")
-    check_optimizer(optimizer)
+    network = bare(model)
+    check_optimizer(optimizer, network, "the parameters() of the network that attach() is given")
     pruning = Attached(
         *(crossbar, mapping, grain, ratio, schedule, settings, budget, include, exclude, seed)
     )
-    network = bare(model)
     pruning.prepare(network, input_shape)
     pruning.total_steps = total_steps
     pruning.follow(network, optimizer)

@@ -6,11 +6,13 @@ as each can.
 """
 
 from collections.abc import Mapping
+from numbers import Real
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from crosspruner.errors import BudgetError
+from crosspruner.errors import BudgetError, ConfigError
 from crosspruner.hardware.plan import Plan
 from crosspruner.sparsity import GroupLayout
 
@@ -102,15 +104,22 @@ def check_ratio(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float) ->
 
     Raises:
         BudgetError: the layers cannot give that many.
+        ConfigError: the ratio is no number.
     """
+    check_number(ratio)
     if not 0 <= ratio < 1:
         raise BudgetError(f"ratio={ratio} is out of range: give a fraction from 0 to below 1")
     total = plan.compute_crossbars
+    if ratio > 0 and not any(layer.prunable for layer in plan.layers):
+        raise BudgetError(
+            f"ratio={ratio}: include without exclude leaves no layer that may be pruned (exclude "
+            "is the first and the last layer where it is not given; exclude=[] is none); change "
+            f"one of them. The layers are {_some([layer.name for layer in plan.layers])}"
+        )
     if ratio > 0 and not layouts:
         raise BudgetError(
-            f"ratio={ratio}: no layer of {', '.join(layer.name for layer in plan.layers)} can be "
-            "pruned on this crossbar (each has one input group, or is excluded); use smaller "
-            "crossbars, a smaller mapping.kin, or change exclude"
+            f"ratio={ratio}: no layer of {_some([layer.name for layer in plan.layers])} can be "
+            f"pruned. {_elsewhere(plan, layouts)}"
         )
     if ratio == 0:
         return 0.0
@@ -119,10 +128,46 @@ def check_ratio(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float) ->
     if target > limit + 0.5 * int(unit.min()):
         raise BudgetError(
             f"ratio={ratio} asks for {target:.0f} of {total} compute crossbars; the prunable "
-            f"layers ({', '.join(layouts)}) can give {limit}, for every output keeps one input "
-            f"group: the largest feasible ratio is {limit / total:.4f}"
+            f"layers ({_some(list(layouts))}) can give {limit}, for every output keeps one input "
+            f"group: the largest feasible ratio is {limit / total:.4f}. "
+            f"{_elsewhere(plan, layouts)}"
         )
     return target
+
+
+def check_number(ratio: Any) -> None:
+    """Raise ConfigError unless the ratio is a number, of whatever size."""
+    if isinstance(ratio, bool) or not isinstance(ratio, Real):
+        raise ConfigError(f"ratio={ratio!r} is no number: give a fraction from 0 to below 1")
+
+
+def _some(names: list[str], shown: int = 4) -> str:
+    more = len(names) - shown
+    return ", ".join(names[:shown]) + (f" and {more} more" if more > 0 else "")
+
+
+def _elsewhere(plan: Plan, layouts: Mapping[str, GroupLayout]) -> str:
+    """Which crossbars no pruning can free, and what would change that."""
+    left = [layer for layer in plan.layers if layer.name not in layouts]
+    single = [layer for layer in left if layer.prunable]
+    barred = [layer for layer in left if not layer.prunable]
+    depthwise = [layer for layer in single if layer.conv_groups == layer.geometry.in_channels > 1]
+    parts, remedies = [], []
+    if single:
+        kind = f", {len(depthwise)} of them depthwise" if depthwise else ""
+        held = sum(layer.compute_crossbars for layer in single)
+        parts.append(f"those with one input group ({len(single)}{kind}) hold {held} crossbars")
+    if barred:
+        held = sum(layer.compute_crossbars for layer in barred)
+        parts.append(f"those that may not be pruned ({len(barred)}) hold {held} crossbars")
+    if any(layer.bundle == 1 for layer in depthwise):  # each channel on a crossbar of its own
+        remedies.append("mapping.grouped=block_diagonal, where channels share crossbars")
+    if layouts or single:
+        remedies.append("smaller crossbars or a smaller kin (mapping.kin)")
+    if barred:
+        remedies.append("another include or exclude")
+    where = f"Of the other layers, {', '.join(parts)}: try " if parts else "Try "
+    return where + ", or ".join(remedies)
 
 
 def _common_share(unit: Tensor, blocks: Tensor, most: Tensor, target: float) -> Tensor:

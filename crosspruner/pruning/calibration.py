@@ -80,8 +80,11 @@ def images_of(batch: Any) -> Tensor:
         )
     if isinstance(batch, list | tuple) and batch and isinstance(batch[0], Tensor | Mapping):
         return images_of(batch[0])
-    found = f"shape {tuple(batch.shape)}" if isinstance(batch, Tensor) else type(batch).__name__
+    kind, hint = type(batch).__name__, ""
+    if isinstance(batch, Tensor):
+        kind = f"tensor of shape {tuple(batch.shape)}"
+        hint = "; did you pass a Dataset? Wrap it in a DataLoader"
     raise DataError(
-        f"a calibration batch is a {found}: give a tensor (B, ...), a tuple (images, ...) or a "
-        "dictionary of tensors"
+        f"a calibration batch is a {kind}: give a tensor (B, ...), a tuple (images, ...) or a "
+        f"dictionary of tensors{hint}"
     )

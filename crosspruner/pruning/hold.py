@@ -35,10 +35,12 @@ def hold(result: PruneResult, optimizer: Optimizer, model: nn.Module | None = No
         An object whose `step()` belongs after each `optimizer.step()`.
 
     Raises:
-        ConfigError: that is no optimizer.
+        ConfigError: that is no optimizer, or it trains another network: `prune` returns a copy.
         PlanError: the network is not the one that was pruned.
     """
-    check_optimizer(optimizer)
+    network = bare(result.model if model is None else model)
+    wanted = "result.model.parameters()" if model is None else "model.parameters()"
+    check_optimizer(optimizer, network, wanted)
     held = Held(result)
-    held.follow(bare(result.model if model is None else model), optimizer)
+    held.follow(network, optimizer)
     return held

@@ -109,12 +109,26 @@ class LoopPruner(Pruner):
         self._owed = True
 
 
-def check_optimizer(optimizer: Any) -> None:
-    """Raise ConfigError unless it is an optimizer of torch."""
+def check_optimizer(optimizer: Any, network: nn.Module, wanted: str) -> None:
+    """Refuse what does not train the network: its weights would silently stay as they are.
+
+    Args:
+        optimizer: what the user gave; it may train a part of the network, and more than it.
+        network: the bare network, see `bare`.
+        wanted: the parameters to build the optimizer from, as the user would type them.
+
+    Raises:
+        ConfigError: it is no optimizer of torch, or holds none of the network's parameters.
+    """
     if not isinstance(optimizer, Optimizer):
         raise ConfigError(
             f"optimizer is a {type(optimizer).__name__}: give the torch optimizer that trains the "
             "network, cp.attach(model, optimizer, ...)"
+        )
+    trained = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    if trained.isdisjoint(map(id, network.parameters())):
+        raise ConfigError(
+            f"the optimizer trains none of this network's parameters: build it from {wanted}"
         )
 
 

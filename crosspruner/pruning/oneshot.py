@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError, ModelError, SolverError
@@ -17,6 +16,7 @@ from crosspruner.pruning.calibration import read_batches
 from crosspruner.pruning.layer_pruner import REORDERS, LayerwiseSettings
 from crosspruner.pruning.network_solver import WHOLE_NETWORK
 from crosspruner.pruning.procedure import prune_network
+from crosspruner.pruning.pruner import seeded
 from crosspruner.pruning.saving import save_pruned
 from crosspruner.pruning.sensitivity import Evaluate
 from crosspruner.solver import SOLVERS
@@ -52,6 +52,9 @@ class PruneResult:
 
         Returns:
             The folder.
+
+        Raises:
+            ConfigError: there is a file of that name.
         """
         save_pruned(folder, self.model, self.plan, self.masks)
         return Path(folder)
@@ -125,18 +128,24 @@ def prune(
     known = (*SOLVERS, *WHOLE_NETWORK)
     if solver not in known:
         raise SolverError(f"solver={solver!r} is unknown: use one of {', '.join(known)}")
+    generator = seeded(seed)
     batches = read_batches(calibration_loader, model)
-    shape = tuple(batches[0].shape[1:]) if input_shape is None else tuple(input_shape)
+    shape = tuple(batches[0].shape[1:]) if input_shape is None else input_shape
     spec = MappingSpec.of(mapping)
     spec = replace(
         spec, kin=spec.kin if kin is None else kin, kout=spec.kout if kout is None else kout
     )
-    plan = plan_model(model, shape, crossbar, spec, grain, include, exclude)
+    try:
+        plan = plan_model(model, shape, crossbar, spec, grain, include, exclude)
+    except ModelError as error:
+        if input_shape is not None or error.__cause__ is None:
+            raise
+        raise _no_batch(batches[0], model, error.__cause__) from error
     layouts = prunable_layers(plan, grain)
     how = BudgetSettings.of(budget)
     how.first_blocks(plan, layouts, ratio)  # refuses what cannot be met before anything is computed
 
-    network, generator = _copy(model), torch.Generator().manual_seed(seed)
+    network = _copy(model)
     settings = LayerwiseSettings(solver, reorder, refit)
     result = prune_network(
         *(network, _copy(model), plan, layouts, ratio, batches, settings),
@@ -144,6 +153,16 @@ def prune(
     )
     packed = plan.pruned(result.masks, grain, result.orders)
     return PruneResult(network, packed, plan, result.masks, result.errors, result.stopped_by)
+
+
+def _no_batch(batch: Tensor, model: nn.Module, cause: BaseException) -> ModelError:
+    """What to say where the shape was taken from a batch that the network does not run on."""
+    return ModelError(
+        f"{type(model).__name__} cannot run on the images of a batch of shape "
+        f"{tuple(batch.shape)} ({type(cause).__name__}: {cause}): a batch must be (B, C, H, W), as "
+        "the network takes it. Did you pass a Dataset? Wrap it in a DataLoader; a single image is "
+        "image[None]"
+    )
 
 
 def _copy(model: nn.Module) -> nn.Module:

@@ -3,6 +3,7 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 from crosspruner.errors import CheckpointError, ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec, Plan, plan_model
 from crosspruner.hardware.attention import has_layer, layer_module
-from crosspruner.pruning.budget import prunable_layers
+from crosspruner.pruning.budget import check_number, prunable_layers
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.processes import is_same_everywhere
@@ -19,6 +20,21 @@ from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)
+
+
+def seeded(seed: Any) -> torch.Generator:
+    """A generator for all draws of one pruning.
+
+    Raises:
+        ConfigError: the seed is no whole number of 0 or more.
+    """
+    try:
+        number = -1 if isinstance(seed, bool) else index(seed)
+    except TypeError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise ConfigError(f"seed={seed!r}: give a whole number of 0 or more")
+    return torch.Generator().manual_seed(number)
 
 
 class Pruner:
@@ -62,6 +78,7 @@ class Pruner:
         exclude: Sequence[str] | None = None,
         seed: int = 0,
     ) -> None:
+        check_number(ratio)
         if not 0 <= ratio < 1:
             raise ConfigError(f"ratio={ratio} is out of range: give a fraction from 0 to below 1")
         self.crossbar = Crossbar.parse(crossbar) if isinstance(crossbar, str) else crossbar
@@ -72,7 +89,7 @@ class Pruner:
         self.how = BudgetSettings.of(budget)
         self.include = include
         self.exclude = exclude
-        self.generator = torch.Generator().manual_seed(seed)
+        self.generator = seeded(seed)
         self.dense_plan: Plan | None = None
         self.layouts: dict[str, GroupLayout] = {}
         self.blocks: dict[str, int] = {}
@@ -119,7 +136,7 @@ class Pruner:
         """
         self.dense_plan = plan_model(
             network,
-            tuple(input_shape),
+            input_shape,
             self.crossbar,
             self.mapping,
             self.grain,

@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
 
 
@@ -19,9 +20,17 @@ def save_pruned(
         network: the pruned network; loads back with strict keys into the vanilla one.
         plan: its packed plan.
         masks: layer name -> (U, P) bool, stored as uint8.
+
+    Raises:
+        ConfigError: there is a file where the folder would be.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise ConfigError(
+            f"{folder} cannot be made, for there is a file: give another folder to save into"
+        ) from error
     # Shared weights are written under each of their keys, as a state dict has them.
     weights = {k: v.detach().cpu().clone().contiguous() for k, v in network.state_dict().items()}
     save_file(weights, folder / "weights.safetensors")

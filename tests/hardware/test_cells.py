@@ -254,6 +254,10 @@ def test_compensation_needs_a_pair():
         {"weight_range": "all"},
         {"adc_range": "auto"},
         {"placement": "rows"},
+        {"lognormal": "a"},
+        {"stuck_off": None},
+        {"on_off": "a"},
+        {"drift_time": [1]},
     ],
 )
 def test_values_out_of_range_are_refused_by_name(fields):

@@ -1,12 +1,16 @@
 """Every kind of layer as a two-dimensional convolution, counted by hand, run on crossbars."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
-from torch.nn.utils import parametrizations
+from torch.nn import functional as F
+from torch.nn.utils import parametrizations, prune
 from torch.nn.utils import weight_norm as old_weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import crosspruner as cp
 from crosspruner.hardware import MappingSpec, Plan, plan_model, simulate
 from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.matrix import (
@@ -279,6 +283,38 @@ def test_an_unknown_parametrization_is_named_and_never_pruned():
     assert "weight computed in each pass, never pruned: 1" in plan.table()
     x = torch.randn(1, 2, 4, 4)
     torch.testing.assert_close(simulate(plan, model, x), model(x).detach())
+
+
+class Bare(nn.Module):
+    """A convolution by a function, with a parameter that no layer holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Conv2d(2, 4, 1)
+        self.w = nn.Parameter(torch.randn(4, 4, 1, 1))
+
+    def forward(self, x):
+        return F.conv2d(self.first(x), self.w)
+
+
+def test_a_weight_that_cannot_be_pruned_is_named_with_its_own_remedy():
+    with pytest.warns(UserWarning, match="^w: the weight is used directly in forward, not through"):
+        plan_model(Bare(), (2, 4, 4), "2x4")
+    masked = nn.Sequential(nn.Conv2d(2, 4, 1), nn.Conv2d(4, 2, 1))
+    prune.l1_unstructured(masked[1], "weight", 0.5)
+    with pytest.warns(UserWarning, match=r"^1: torch.nn.utils.prune .*prune\.remove\(layer"):
+        plan_model(masked, (2, 4, 4), "2x4")
+
+
+def test_a_plan_and_the_pruning_after_it_warn_once():
+    model = nn.Sequential(
+        nn.Conv2d(2, 4, 1), parametrizations.spectral_norm(nn.Conv2d(4, 4, 1)), nn.Conv2d(4, 2, 1)
+    ).eval()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        plan_model(model, (2, 4, 4), "2x4")
+        cp.prune(model, [torch.randn(8, 2, 4, 4)], "2x4", ratio=0, solver="magnitude")
+    assert [str(one.message)[:2] for one in caught] == ["1:"]
 
 
 class Made(TorchDispatchMode):

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from crosspruner.errors import ConfigError, PlanError
 from crosspruner.hardware import (
@@ -457,6 +458,35 @@ def test_accuracy_refuses_what_it_cannot_do():
         chip_accuracy(plan, network(), Device(), [0], images(), copies="all")
     with pytest.raises(ConfigError, match="no images"):
         chip_accuracy(plan, network(), Device(), [0], [])
+    for seeds in (2, None, [0.5], "ab"):
+        with pytest.raises(ConfigError, match=r"such as range\(5\)"):
+            chip_accuracy(plan, network(), Device(), seeds, images())
+
+
+def test_batches_of_another_form_are_refused():
+    plan, ((x, labels),) = pruned_plan(network(), "folded"), images(4)
+    for batches, message in (
+        ([x], "batch is a Tensor: give"),
+        ((x, labels), "batch is a Tensor: give"),
+        ([(x,)], "batch is a tuple: give"),
+        ([{"images": x}], "batch is a dict: give"),
+        ([(x, labels[:3])], "one label for each image"),
+        (TensorDataset(x, labels), "of a single image"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            chip_accuracy(plan, network(), Device(), [0], batches)
+
+
+@pytest.mark.parametrize("copies", ["one", "own"])
+def test_a_loader_does_as_well_as_a_list(copies):
+    plan, batches = pruned_plan(network(), "folded"), images(8)
+    device = Device(lognormal=0.5)
+    loader = DataLoader(TensorDataset(*batches[0]), batch_size=4)
+    found = chip_accuracy(plan, network(), device, [0, 1], loader, copies=copies)
+    assert (
+        found.tolist()
+        == chip_accuracy(plan, network(), device, [0, 1], batches, copies=copies).tolist()
+    )
 
 
 def normed():

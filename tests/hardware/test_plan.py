@@ -248,6 +248,12 @@ def test_a_pattern_that_matches_nothing_names_the_layers():
         small_plan(mapping=MappingSpec(layers={"7": {"kin": 1}}))
 
 
+@pytest.mark.parametrize("shape", [8, "8", None, (), (3, 8.5, 8), (3, -1, 8)])
+def test_an_input_shape_that_is_none_is_refused(shape):
+    with pytest.raises(ConfigError, match="without the batch dimension, such as"):
+        plan_model(small_net(), shape)
+
+
 def test_unknown_grain():
     with pytest.raises(ConfigError, match=re.escape("grain=colum: choose one of crossbar, column")):
         small_plan(grain="colum")

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from crosspruner.errors import PlanError
+from crosspruner.errors import ConfigError, PlanError
 from crosspruner.hardware import Crossbar, MappingSpec, plan_model, simulate
 
 
@@ -289,6 +289,14 @@ def test_inputs_larger_than_planned_are_refused():
     plan = plan_model(model, (1, 8, 8), "16x16")
     with pytest.raises(PlanError, match="9x9 does not fit the plan, which was made for 8x8"):
         simulate(plan, model, torch.zeros(1, 1, 9, 9))
+
+
+@pytest.mark.parametrize("x", [torch.zeros(1, 8, 8), torch.zeros(8, 8), None, [[0.0]]])
+def test_what_is_no_batch_of_images_is_refused(x):
+    model = nn.Conv2d(1, 1, 3)
+    plan = plan_model(model, (1, 8, 8), "16x16")
+    with pytest.raises(ConfigError, match=r"takes tensors \(B, 1, 8, 8\)"):
+        simulate(plan, model, x)
 
 
 def test_plans_of_another_model_are_refused():

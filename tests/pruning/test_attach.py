@@ -270,8 +270,12 @@ def test_wrong_arguments_get_one_message():
         attached(model, optimizer, total_steps=0)
     with pytest.raises(ConfigError, match=r"cp\.attach\(model, optimizer"):
         attached(model, model.parameters())
+    with pytest.raises(ConfigError, match="trains none of this network's parameters"):
+        attached(network(), optimizer)
     with pytest.raises(ConfigError, match=r"ratio=1\.5"):
         attached(model, optimizer, ratio=1.5)
+    with pytest.raises(ConfigError, match=r"ratio='0\.5' is no number"):
+        attached(model, optimizer, ratio="0.5")
     with pytest.raises(BudgetError, match="largest feasible ratio"):
         attached(model, optimizer, ratio=0.97)
     assert not optimizer._optimizer_step_pre_hooks

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from crosspruner.errors import BudgetError
-from crosspruner.hardware import plan_model
+from crosspruner.errors import BudgetError, ConfigError
+from crosspruner.hardware import MappingSpec, plan_model
 from crosspruner.pruning.budget import (
     _common_share,
     global_budget,
@@ -37,16 +37,49 @@ def test_layers_of_one_input_group_are_left_alone():
         uniform_budget(plan, {}, 0.5)
 
 
+def test_include_and_exclude_that_leave_nothing_are_named():
+    for how in ({"include": ["1"], "exclude": ["1"]}, {"include": ["0"]}, {"exclude": ["*"]}):
+        plan = plan_model(three_linear_layers(), (8,), "2x2", **how)
+        with pytest.raises(BudgetError, match="include without exclude leaves no layer"):
+            uniform_budget(plan, prunable_layers(plan, "column"), 0.2)
+
+
 def test_a_ratio_out_of_reach_names_the_largest_and_the_layers():
     plan = plan_model(three_linear_layers(), (8,), "2x2")
     with pytest.raises(BudgetError, match=r"layers \(1\) can give 12.*ratio is 0\.2500"):
         uniform_budget(plan, prunable_layers(plan, "crossbar"), 0.5)
 
 
+def test_a_ratio_out_of_reach_says_where_the_crossbars_are_and_what_frees_them():
+    pairs = [(nn.Conv2d(8, 8, 3, padding=1, groups=8), nn.Conv2d(8, 8, 1)) for _ in range(6)]
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), *(layer for pair in pairs for layer in pair))
+    plan = plan_model(net, (3, 4, 4), "4x8", MappingSpec("folded", kin=1), exclude=["0"])
+    with pytest.raises(BudgetError) as caught:
+        uniform_budget(plan, prunable_layers(plan, "column"), 0.9)
+    message = str(caught.value)
+    assert "(2, 4, 6, 8 and 2 more) can give" in message
+    # Nine rows of one channel on three crossbars of four rows; three inputs of the first layer.
+    assert f"one input group (6, 6 of them depthwise) hold {6 * 8 * 3} crossbars" in message
+    assert "may not be pruned (1) hold 3 crossbars" in message
+    assert "try mapping.grouped=block_diagonal" in message
+    together = MappingSpec("folded", grouped="block_diagonal")
+    plan = plan_model(net, (3, 4, 4), "36x8", together, exclude=["0"])
+    with pytest.raises(BudgetError, match="try smaller crossbars") as caught:
+        uniform_budget(plan, prunable_layers(plan, "crossbar"), 0.9)
+    assert "block_diagonal" not in str(caught.value)
+
+
 @pytest.mark.parametrize("ratio", [-0.1, 1.0])
 def test_a_ratio_that_is_no_fraction_is_refused(ratio):
     plan = plan_model(three_linear_layers(), (8,), "2x2")
     with pytest.raises(BudgetError, match="from 0 to below 1"):
+        uniform_budget(plan, prunable_layers(plan, "crossbar"), ratio)
+
+
+@pytest.mark.parametrize("ratio", ["0.5", "x", None, [0.5], True])
+def test_a_ratio_that_is_no_number_is_refused(ratio):
+    plan = plan_model(three_linear_layers(), (8,), "2x2")
+    with pytest.raises(ConfigError, match="is no number: give a fraction"):
         uniform_budget(plan, prunable_layers(plan, "crossbar"), ratio)
 
 

@@ -129,3 +129,17 @@ def test_another_network_is_refused():
         fit(cp.HeldMasks(result, root="body"))
     with pytest.raises(ConfigError, match="give the torch optimizer"):
         cp.hold(result, None)
+
+
+def test_an_optimizer_of_another_network_is_refused():
+    """The dense network's above all: `prune` returns a copy, which would never be trained."""
+    dense = Tiny()
+    result = cp.prune(dense, batches(), "16x8", "folded", solver="magnitude", ratio=0.4)
+    optimizer = dense.configure_optimizers()
+    with pytest.raises(ConfigError, match=r"build it from result\.model\.parameters\(\)$"):
+        cp.hold(result, optimizer)
+    with pytest.raises(ConfigError, match=r"build it from model\.parameters\(\)$"):
+        cp.hold(result, optimizer, Tiny())
+    assert not optimizer._optimizer_step_pre_hooks
+    some = torch.optim.SGD([*list(result.model.parameters())[:1], *dense.parameters()], 0.1)
+    cp.hold(result, some)  # a part of the network, and something else beside it

@@ -6,6 +6,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
+from torch.utils.data import TensorDataset
 
 import crosspruner as cp
 from crosspruner.errors import (
@@ -150,6 +151,14 @@ def test_saved_files_load_into_the_vanilla_network(tmp_path):
     torch.testing.assert_close(cp.simulate(plan, vanilla, images), vanilla(images).detach())
 
 
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path / "taken").write_text("")
+    result = small(solver="magnitude", refit=False)
+    for folder in (tmp_path / "taken", tmp_path / "taken" / "below"):
+        with pytest.raises(ConfigError, match="there is a file: give another folder"):
+            result.save(folder)
+
+
 def output_error(result, net, images):
     with torch.no_grad():
         dense, pruned = net.eval()(images), result.model.eval()(images)
@@ -284,6 +293,11 @@ def test_dead_layers_and_too_few_samples_stay_finite(refit):
         assert result.saved == pytest.approx(0.5, abs=0.05)
 
 
+def single_images():
+    """A data set without a loader: single images, each with its label."""
+    return TensorDataset(make_images()[0], torch.zeros(12))
+
+
 def broken_weight():
     net = make_net()
     with torch.no_grad():
@@ -315,6 +329,11 @@ def normed_weight():
         (make_net, {"reorder": "sorted"}, ConfigError, "importance"),
         (make_net, {"budget": "all"}, ConfigError, "uniform"),
         (make_net, {"include": "nothing"}, ConfigError, "nothing"),
+        (make_net, {"seed": -1}, ConfigError, "seed=-1: give a whole number of 0 or more"),
+        (make_net, {"seed": None}, ConfigError, "seed=None"),
+        (make_net, {"images": single_images()}, ModelError, "Wrap it in a DataLoader"),
+        (make_net, {"images": [make_images()[0][0]]}, ModelError, r"shape \(3, 6, 6\).*\(B, C, H"),
+        (make_net, {"input_shape": (1, 3, 6, 6)}, ModelError, "without the batch dimension"),
         (
             make_net,
             {"images": [torch.zeros(2, 3, 9, 9)], "input_shape": (3, 6, 6)},
