@@ -1,5 +1,7 @@
 """The uniform budget: by hand, then that it is as near to the target as the units allow."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,9 @@ from crosspruner.pruning.budget import (
     settle,
     uniform_budget,
 )
+from crosspruner.pruning.mask_choice import removal_curve
+from crosspruner.solver import LayerProblem
+from crosspruner.sparsity import GroupLayout
 from crosspruner.training import build_model
 
 
@@ -100,6 +105,50 @@ def test_the_global_budget_takes_the_cheapest_removals_by_hand():
     assert global_budget(plan, layouts, 6 / 42, costs) == {"1": 13, "2": 5}  # 1 2 3 | 4 5 6
     assert global_budget(plan, layouts, 7 / 42, costs) == {"1": 13, "2": 4}  # ... | 6.5
     assert global_budget(plan, layouts, 0.0, costs) == {"1": 16, "2": 8}
+
+
+def alone(worth: torch.Tensor) -> LayerProblem:
+    """Groups that have nothing to do with each other, (U, P) worth so much each."""
+    return LayerProblem(torch.diag_embed(worth), worth)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "lanes", "costs"),
+    [
+        # Blocks of 4 + 1 columns in each of 4 input groups: the four single columns go first.
+        (5, {}, [1, 1, 1, 1, 4, 4]),
+        (8, {}, [4, 4, 4, 4, 4, 4]),
+        (3, {}, [3, 3, 3]),
+        # Two sections of 4 + 1.
+        (10, {"sections": 2}, [1, 1, 1, 1, 1, 1, 1, 1, 4, 4, 4, 4]),
+    ],
+)
+def test_a_last_block_of_few_columns_costs_only_those(outputs, lanes, costs):
+    layout = GroupLayout("fc", "column", outputs, 4, 1, 1, 4, **lanes)
+    worth = torch.ones(outputs, 4, dtype=torch.float64)
+    assert removal_curve(alone(worth), layout).tolist() == costs
+
+
+def test_a_curve_does_not_fall_where_removals_gain():
+    layout = GroupLayout("fc", "column", 5, 4, 1, 1, 4)
+    own = torch.ones(5, 4, dtype=torch.float64)
+    curve = removal_curve(LayerProblem(torch.diag_embed(own), 0.25 * own), layout)  # -0.5 a column
+    assert curve.tolist() == [-0.5] * 6
+
+
+@given(st.integers(1, 6), st.integers(2, 4), st.integers(1, 4))
+def test_removal_curves_count_the_columns_that_no_crossbar_can_hold(outputs, inputs, kout):
+    layout = GroupLayout("fc", "column", outputs, inputs, 1, 1, min(kout, outputs))
+    most = [0] * (layout.blocks + 1)  # columns that so many blocks hold
+    for kept in itertools.product(range(outputs + 1), repeat=inputs):
+        blocks = sum(-(-n // layout.kout) for n in kept)
+        most[blocks] = max(most[blocks], sum(kept))
+    worth = torch.ones(outputs, inputs, dtype=torch.float64)
+    spent = removal_curve(alone(worth), layout).cumsum(0).tolist()
+    assert spent == [
+        outputs * inputs - most[blocks]
+        for blocks in range(layout.blocks - 1, layout.fewest_blocks - 1, -1)
+    ]
 
 
 def test_the_global_budget_goes_by_the_price_of_a_crossbar():
