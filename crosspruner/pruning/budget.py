@@ -5,6 +5,7 @@ the same, so the prunable ones give a little more than the ratio; all of them th
 as each can.
 """
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from crosspruner.errors import BudgetError
 from crosspruner.hardware.plan import Plan
+from crosspruner.solver.exact_sum import choose_counts
 from crosspruner.sparsity import GroupLayout
 
 BUDGETS = ("uniform", "global", "sensitivity", "per_layer")
@@ -41,8 +43,9 @@ def uniform_budget(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float)
         ratio: fraction of the plan's compute crossbars to remove, in [0, 1).
 
     Returns:
-        Layer name -> blocks kept. The crossbars removed are within half of the smallest removable
-        unit (one block with its slices) of the target, or within the nearest combination of units.
+        Layer name -> blocks kept. The crossbars removed come as near to the target as any whole
+        blocks of these layers do (a block with its slices is a unit): within half of the units'
+        greatest common divisor wherever they can be combined so.
 
     Raises:
         BudgetError: ratio out of range, nothing prunable, or more asked for than the layers can
@@ -136,14 +139,37 @@ def _common_share(unit: Tensor, blocks: Tensor, most: Tensor, target: float) -> 
 
 
 def settle(wanted: Tensor, unit: Tensor, most: Tensor, target: float) -> Tensor:
-    """Whole blocks to remove per layer, as near to the target as the units allow.
+    """Whole blocks to remove per layer, as near to the target as any whole blocks come.
+
+    First the wanted numbers are rounded: down, but up where the layer of a coarse unit has room for
+    one block more; the layers of the finest unit make up for the rest. If another division comes
+    nearer to the target, the one next to what is wanted is taken instead: of least summed
+    unit * (removed - wanted)^2 / most.
 
     Args:
         wanted: (L,) blocks to remove, with fractions.
         unit: (L,) crossbars of a block.
         most: (L,) blocks that may go.
         target: crossbars to remove.
+
+    Returns:
+        (L,) int64, 0..most. No other blocks add up nearer to the target.
     """
+    removed = _rounded(wanted, unit, most, target)
+    missed = abs(target - float((removed * unit).sum()))
+    if missed <= 0.5 * math.gcd(*unit.tolist()):
+        return removed
+    distance = [
+        (2 * (torch.arange(m).double() - w) + 1) * u / max(m, 1)
+        for w, u, m in zip(wanted.double().tolist(), unit.tolist(), most.tolist(), strict=True)
+    ]  # each further block adds this much to the sum of squares
+    nearest = choose_counts(distance, unit, target)
+    nearer = abs(target - float((nearest * unit).sum())) < missed - 1e-6
+    return nearest if nearer else removed
+
+
+def _rounded(wanted: Tensor, unit: Tensor, most: Tensor, target: float) -> Tensor:
+    """(L,) the wanted numbers, rounded so as to meet the target where that is easy."""
     removed = wanted.floor().long()
     # What the floors left over goes to the layers with the coarsest units first, so that the
     # finest ones settle the rest.

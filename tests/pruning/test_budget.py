@@ -74,6 +74,47 @@ def test_the_sum_is_within_half_of_the_smallest_unit_where_it_has_blocks_to_spar
         assert float(share[coarse].max() - share[coarse].min()) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("wanted", "unit", "most", "target", "expected"),
+    [
+        # One crossbar is missing, and no block is so small: a coarse one for two fine ones.
+        ([3.0, 4.0], [3, 2], [6, 8], 18.0, [4, 3]),
+        # The finest layer has no more to give: the leftover 24 are two blocks of the middle one.
+        ([1.0, 2.0, 4.0], [48, 12, 2], [4, 6, 4], 104.0, [1, 4, 4]),
+        # Whole numbers, as the solvers over all layers hand them in: 208 crossbars of 240.
+        ([2.0, 5.0], [24, 32], [6, 8], 239.9, [2, 6]),
+        # Nothing comes nearer than one crossbar: the rounded numbers stay.
+        ([2.0, 1.5], [2, 2], [2, 4], 7.0, [2, 1]),
+    ],
+)
+def test_what_rounding_misses_is_met_by_the_division_next_to_what_is_wanted(
+    wanted, unit, most, target, expected
+):
+    given = torch.tensor(wanted), torch.tensor(unit), torch.tensor(most)
+    assert settle(*given, target).tolist() == expected
+
+
+@given(st.data())
+def test_no_whole_blocks_come_nearer_to_the_target(data):
+    layers = data.draw(st.integers(1, 4))
+    unit = data.draw(st.lists(st.sampled_from([1, 2, 3, 6, 12, 24, 32]), min_size=layers,
+                              max_size=layers))  # fmt: skip
+    most = data.draw(st.lists(st.integers(0, 7), min_size=layers, max_size=layers))
+    limit = sum(u * m for u, m in zip(unit, most, strict=True))
+    target = data.draw(st.floats(0, limit))
+    whole = data.draw(st.booleans())
+    wanted = [data.draw(st.integers(0, m) if whole else st.floats(0, m)) for m in most]
+    given = torch.tensor(wanted, dtype=torch.float64), torch.tensor(unit), torch.tensor(most)
+    removed = settle(*given, target).tolist()
+    assert all(0 <= r <= m for r, m in zip(removed, most, strict=True))
+    sums = [
+        sum(r * u for r, u in zip(some, unit, strict=True))
+        for some in itertools.product(*[range(m + 1) for m in most])
+    ]
+    missed = abs(sum(r * u for r, u in zip(removed, unit, strict=True)) - target)
+    assert missed == pytest.approx(min(abs(s - target) for s in sums), abs=1e-5)
+
+
 @pytest.mark.parametrize("crossbar", ["64x64", "128x128"])
 @pytest.mark.parametrize("name", ["vgg16", "resnet18"])
 def test_real_networks_meet_every_ratio_to_a_fiftieth(name, crossbar):
