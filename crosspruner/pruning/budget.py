@@ -64,8 +64,9 @@ def global_budget(
 ) -> dict[str, int]:
     """Blocks to keep in each prunable layer so that the removed crossbars cost least in total.
 
-    The dual of the allocation: every layer removes blocks as long as they cost less per crossbar
-    than one multiplier, the same for all layers, set so that the removals reach the target.
+    In the dual of the allocation every layer removes blocks as long as they cost less per crossbar
+    than one multiplier, the same for all layers, set so that the removals reach the target. Blocks
+    are whole: of all divisions that come nearest to the target, this is one of least cost.
 
     Args:
         plan, layouts, ratio: as for `uniform_budget`.
@@ -75,21 +76,12 @@ def global_budget(
     Returns, Raises: as for `uniform_budget`.
 
     Source: FALCON (Meng et al., AISTATS 2024) relaxes its budget in the same way; crossbars as the
-    price are ours.
+    price, and the exact choice in whole blocks (`solver.exact_sum`), are ours.
     """
     if not layouts or ratio == 0:
         return uniform_budget(plan, layouts, ratio)
-    target, (unit, blocks, most) = check_ratio(plan, layouts, ratio), units_of(layouts)
-    price = torch.cat(
-        [costs[name].double().cpu() / int(u) for name, u in zip(layouts, unit, strict=True)]
-    )
-    layer = torch.arange(len(unit)).repeat_interleave(most)
-    order = torch.argsort(price, stable=True)
-    # The multiplier is the price at which the cheapest removals, taken in order, reach the target.
-    freed = unit[layer[order]].cumsum(0)
-    taken = order[: int((freed <= target).sum())]
-    removed = torch.bincount(layer[taken], minlength=len(unit))
-    removed = settle(removed.double(), unit, most, target)
+    target, (unit, blocks, _) = check_ratio(plan, layouts, ratio), units_of(layouts)
+    removed = choose_counts([costs[name] for name in layouts], unit, target)
     return dict(zip(layouts, (blocks - removed).tolist(), strict=True))
 
 

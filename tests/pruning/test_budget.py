@@ -211,6 +211,28 @@ def test_the_global_budget_goes_by_the_price_of_a_crossbar():
     assert kept == {"1": layouts["1"].blocks - 3, "3": layouts["3"].blocks}
 
 
+def test_the_global_budget_gives_a_coarse_block_where_the_fine_ones_run_out():
+    net = nn.Sequential(
+        nn.Conv2d(2, 8, 1), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 2)
+    )
+    plan = plan_model(net, (2, 3, 3), "2x2", "folded", exclude=["0", "4"])
+    layouts = prunable_layers(plan, "crossbar")  # 5 and 1 crossbars a block
+    dense = {name: layout.blocks for name, layout in layouts.items()}
+    most = {name: layout.blocks - layout.fewest_blocks for name, layout in layouts.items()}
+    costs = {"1": torch.full((most["1"],), 50.0), "3": torch.arange(most["3"]).float()}
+    assert most["3"] == 4
+
+    def removed(crossbars):
+        kept = global_budget(plan, layouts, crossbars / plan.compute_crossbars, costs)
+        return {name: dense[name] - kept[name] for name in kept}
+
+    assert removed(4) == {"1": 0, "3": 4}
+    # All of the cheap layer and one crossbar more: the dear block, and the cheap ones come back.
+    assert removed(5) == {"1": 1, "3": 0}
+    assert removed(6) == {"1": 1, "3": 1}
+    assert removed(14) == {"1": 2, "3": 4}
+
+
 @given(st.data())
 def test_no_exchange_of_equal_crossbars_lowers_the_cost_of_a_global_budget(data):
     plan = plan_model(two_prunable_layers(), (8,), "2x2")
