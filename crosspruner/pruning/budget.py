@@ -5,6 +5,7 @@ the same, so the prunable ones give a little more than the ratio; all of them th
 as each can.
 """
 
+import math
 from collections.abc import Mapping
 from numbers import Real
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from crosspruner.errors import BudgetError, ConfigError
 from crosspruner.hardware.plan import Plan
+from crosspruner.solver.exact_sum import choose_counts
 from crosspruner.sparsity import GroupLayout
 
 BUDGETS = ("uniform", "global", "sensitivity", "per_layer")
@@ -43,8 +45,9 @@ def uniform_budget(plan: Plan, layouts: Mapping[str, GroupLayout], ratio: float)
         ratio: fraction of the plan's compute crossbars to remove, in [0, 1).
 
     Returns:
-        Layer name -> blocks kept. The crossbars removed are within half of the smallest removable
-        unit (one block with its slices) of the target, or within the nearest combination of units.
+        Layer name -> blocks kept. The crossbars removed come as near to the target as any whole
+        blocks of these layers do (a block with its slices is a unit): within half of the units'
+        greatest common divisor wherever they can be combined so.
 
     Raises:
         BudgetError: ratio out of range, nothing prunable, or more asked for than the layers can
@@ -63,8 +66,9 @@ def global_budget(
 ) -> dict[str, int]:
     """Blocks to keep in each prunable layer so that the removed crossbars cost least in total.
 
-    The dual of the allocation: every layer removes blocks as long as they cost less per crossbar
-    than one multiplier, the same for all layers, set so that the removals reach the target.
+    In the dual of the allocation every layer removes blocks as long as they cost less per crossbar
+    than one multiplier, the same for all layers, set so that the removals reach the target. Blocks
+    are whole: of all divisions that come nearest to the target, this is one of least cost.
 
     Args:
         plan, layouts, ratio: as for `uniform_budget`.
@@ -74,21 +78,12 @@ def global_budget(
     Returns, Raises: as for `uniform_budget`.
 
     Source: FALCON (Meng et al., AISTATS 2024) relaxes its budget in the same way; crossbars as the
-    price are ours.
+    price, and the exact choice in whole blocks (`solver.exact_sum`), are ours.
     """
     if not layouts or ratio == 0:
         return uniform_budget(plan, layouts, ratio)
-    target, (unit, blocks, most) = check_ratio(plan, layouts, ratio), units_of(layouts)
-    price = torch.cat(
-        [costs[name].double().cpu() / int(u) for name, u in zip(layouts, unit, strict=True)]
-    )
-    layer = torch.arange(len(unit)).repeat_interleave(most)
-    order = torch.argsort(price, stable=True)
-    # The multiplier is the price at which the cheapest removals, taken in order, reach the target.
-    freed = unit[layer[order]].cumsum(0)
-    taken = order[: int((freed <= target).sum())]
-    removed = torch.bincount(layer[taken], minlength=len(unit))
-    removed = settle(removed.double(), unit, most, target)
+    target, (unit, blocks, _) = check_ratio(plan, layouts, ratio), units_of(layouts)
+    removed = choose_counts([costs[name] for name in layouts], unit, target)
     return dict(zip(layouts, (blocks - removed).tolist(), strict=True))
 
 
@@ -181,14 +176,37 @@ def _common_share(unit: Tensor, blocks: Tensor, most: Tensor, target: float) -> 
 
 
 def settle(wanted: Tensor, unit: Tensor, most: Tensor, target: float) -> Tensor:
-    """Whole blocks to remove per layer, as near to the target as the units allow.
+    """Whole blocks to remove per layer, as near to the target as any whole blocks come.
+
+    First the wanted numbers are rounded: down, but up where the layer of a coarse unit has room for
+    one block more; the layers of the finest unit make up for the rest. If another division comes
+    nearer to the target, the one next to what is wanted is taken instead: of least summed
+    unit * (removed - wanted)^2 / most.
 
     Args:
         wanted: (L,) blocks to remove, with fractions.
         unit: (L,) crossbars of a block.
         most: (L,) blocks that may go.
         target: crossbars to remove.
+
+    Returns:
+        (L,) int64, 0..most. No other blocks add up nearer to the target.
     """
+    removed = _rounded(wanted, unit, most, target)
+    missed = abs(target - float((removed * unit).sum()))
+    if missed <= 0.5 * math.gcd(*unit.tolist()):
+        return removed
+    distance = [
+        (2 * (torch.arange(m).double() - w) + 1) * u / max(m, 1)
+        for w, u, m in zip(wanted.double().tolist(), unit.tolist(), most.tolist(), strict=True)
+    ]  # each further block adds this much to the sum of squares
+    nearest = choose_counts(distance, unit, target)
+    nearer = abs(target - float((nearest * unit).sum())) < missed - 1e-6
+    return nearest if nearer else removed
+
+
+def _rounded(wanted: Tensor, unit: Tensor, most: Tensor, target: float) -> Tensor:
+    """(L,) the wanted numbers, rounded so as to meet the target where that is easy."""
     removed = wanted.floor().long()
     # What the floors left over goes to the layers with the coarsest units first, so that the
     # finest ones settle the rest.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crosspruner.hardware.matrix import conv_padding, padded_maps, window_of
 from crosspruner.sparsity import GroupLayout
 
 
@@ -52,16 +53,23 @@ class RunningMoment:
         self.seen = 0.0
 
     @torch.no_grad()
-    def update(self, inputs: Tensor, generator: torch.Generator, rows: int | None = None) -> None:
+    def update(
+        self,
+        inputs: Tensor,
+        generator: torch.Generator,
+        rows: int | None = None,
+        size: tuple[int, int] | None = None,
+    ) -> None:
         """Take in the layer's input of one batch, (B, Cin, H, W) or (B, ..., Cin).
 
         Args:
             inputs: of the layer.
             generator: CPU generator of the patches drawn.
             rows: patches to draw; None = as many as ever. Each batch weighs alike.
+            size: of the output, see `draw_patches`.
         """
         rows = self.rows if rows is None else rows
-        patches = draw_patches(self.module, inputs, rows, generator)
+        patches = draw_patches(self.module, inputs, rows, generator, size)
         patches = by_input_group(patches, self.layout, self.runs * self.groups_per_run)
         patches = patches.reshape(self.layout.conv_groups, rows, self.runs, -1)
         patches = patches.transpose(1, 2).flatten(0, 1)
@@ -169,7 +177,11 @@ def saliency(
 
 @torch.no_grad()
 def draw_patches(
-    module: nn.Module, inputs: Tensor, rows: int, generator: torch.Generator
+    module: nn.Module,
+    inputs: Tensor,
+    rows: int,
+    generator: torch.Generator,
+    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Input patches at random images and output positions.
 
@@ -178,6 +190,8 @@ def draw_patches(
         inputs: its input, (B, Cin, H, W) or (B, ..., Cin).
         rows: patches to draw, with replacement.
         generator: CPU generator of the draw.
+        size: height and width of a Conv2d layer's output, from which follows what a subclass pads
+            in its forward pass; None = what the module's own padding gives.
 
     Returns:
         (G, rows, fan_in * kernel positions) float32, in the order of the flattened weight.
@@ -186,14 +200,18 @@ def draw_patches(
         flat = inputs.reshape(-1, inputs.shape[-1])
         pick = torch.randint(len(flat), (rows,), generator=generator).to(inputs.device)
         return flat[pick].float().unsqueeze(0)
-    (kh, kw), (sh, sw), (dh, dw) = module.kernel_size, module.stride, module.dilation
-    top, left, bottom, right = _padding(module)
-    padded = F.pad(inputs, (left, right, top, bottom))
-    high = (padded.shape[2] - dh * (kh - 1) - 1) // sh + 1
-    wide = (padded.shape[3] - dw * (kw - 1) - 1) // sw + 1
+    (kh, kw), (sh, sw), (dh, dw) = window_of(module)
+    if size is None:
+        axes = zip(
+            inputs.shape[-2:], conv_padding(module), (kh, kw), (sh, sw), (dh, dw), strict=True
+        )
+        high, wide = ((n + sum(p) - d * (k - 1) - 1) // s + 1 for n, p, k, s, d in axes)
+    else:
+        high, wide = size
+    padded = padded_maps(module, inputs, (high, wide))
     image, y, x = (
         torch.randint(n, (rows,), generator=generator).to(inputs.device)
-        for n in (len(inputs), high, wide)
+        for n in (len(padded), high, wide)
     )
     down = y.unsqueeze(1) * sh + torch.arange(kh, device=inputs.device) * dh
     across = x.unsqueeze(1) * sw + torch.arange(kw, device=inputs.device) * dw
@@ -201,17 +219,6 @@ def draw_patches(
     patches = padded[image[:, None, None], :, down[:, :, None], across[:, None, :]]
     patches = patches.permute(3, 0, 1, 2).float().reshape(module.groups, -1, rows, kh * kw)
     return patches.transpose(1, 2).flatten(2)
-
-
-def _padding(module: nn.Conv2d) -> tuple[int, int, int, int]:
-    """Top, left, bottom and right padding of a convolution."""
-    if isinstance(module.padding, str):
-        if module.padding == "valid":
-            return 0, 0, 0, 0
-        spans = [d * (k - 1) for d, k in zip(module.dilation, module.kernel_size, strict=True)]
-        return spans[0] // 2, spans[1] // 2, spans[0] - spans[0] // 2, spans[1] - spans[1] // 2
-    top, left = module.padding
-    return top, left, top, left
 
 
 def by_input_group(rows: Tensor, layout: GroupLayout, input_groups: int) -> Tensor:

@@ -16,19 +16,18 @@ def block_values(scores: Tensor, layout: GroupLayout) -> Tensor:
 
     Args:
         scores: (U, P) >= 0.
-        layout: the groups. At column grain a block is the next Kout best columns of an input group.
+        layout: the groups. At column grain a block is the next Kout best columns of an input group
+            and a lane (outputs of one lane never share a crossbar with those of another).
 
     Returns:
         (blocks,) sums of scores, falling.
     """
     if layout.grain == "crossbar":
         return scores.flatten().sort(descending=True).values
-    columns = scores.view(layout.conv_groups, -1, layout.input_groups)
-    padded = scores.new_zeros(
-        layout.conv_groups, layout.output_groups * layout.kout, layout.input_groups
-    )
+    columns = scores.view(layout.lanes, -1, layout.input_groups)
+    padded = scores.new_zeros(layout.lanes, layout.lane_groups * layout.kout, layout.input_groups)
     padded[:, : columns.shape[1]] = columns.sort(dim=1, descending=True).values
-    chunks = padded.unflatten(1, (layout.output_groups, layout.kout)).sum(2)
+    chunks = padded.unflatten(1, (layout.lane_groups, layout.kout)).sum(2)
     return chunks.flatten().sort(descending=True).values
 
 

@@ -70,16 +70,21 @@ def removal_curve(problem: LayerProblem, layout: GroupLayout) -> Tensor:
 
     Returns:
         (blocks - fewest_blocks,) float64, never falling: rise of the loss with each further block
-        removed. At column grain a block is Kout columns, the next cheapest ones.
+        removed. At column grain a block is the next cheapest columns: Kout of them, or what is left
+        of a lane's outputs for its last block of each input group; those blocks go first.
     """
     rising = rising_costs(judge_of(problem).removal_costs).flatten().sort().values
     blocks = layout.blocks - layout.fewest_blocks
     if layout.grain == "crossbar" or not blocks:
         return rising[:blocks]
-    # A last output group of fewer than Kout outputs makes less columns than blocks * Kout.
-    missing = max(0, blocks * layout.kout - len(rising))
-    rising = torch.cat([rising, rising[-1:].expand(missing)])
-    return rising[: blocks * layout.kout].view(blocks, layout.kout).sum(1)
+    outputs = layout.out_channels // layout.lanes
+    last = outputs - (layout.lane_groups - 1) * layout.kout  # columns of a last block
+    small = min(blocks, layout.lanes * layout.input_groups)
+    columns, full = small * last, blocks - small
+    first = rising[:columns].view(small, last).sum(1)
+    others = rising[columns : columns + full * layout.kout].view(full, layout.kout).sum(1)
+    # Where removals gain, a larger block gains more than the small ones before it.
+    return torch.cat([first, others]).cummax(0).values
 
 
 def _onto_staircase(judge: Judge, mask: Tensor, blocks: int, layout: GroupLayout) -> Tensor:

@@ -134,7 +134,8 @@ class LayerState:
         """
         if self.moment is None:
             return
-        self.moment.update(inputs, generator, rows)
+        high, wide = output.shape[-2:]  # not looked at where the layer is linear
+        self.moment.update(inputs, generator, rows, (high, wide))
         if self.fisher is not None and output.requires_grad:
             output.register_hook(self.fisher.update)
 

@@ -27,10 +27,10 @@ def profile(scores: Tensor, layout: GroupLayout) -> tuple[Tensor, Tensor]:
     if layout.grain == "crossbar":
         return order, torch.arange(1, len(order) + 1)
     unit, column = order // layout.input_groups, order % layout.input_groups
-    lane = unit // layout.outputs_per_conv_group * layout.input_groups + column
-    # How many groups of the same input group came before: a multiple of Kout opens a crossbar.
+    lane = unit // (layout.out_channels // layout.lanes) * layout.input_groups + column
+    # How many columns of the same lane came before: a multiple of Kout opens a crossbar.
     by_lane = torch.argsort(lane, stable=True)
-    counts = torch.bincount(lane, minlength=layout.conv_groups * layout.input_groups)
+    counts = torch.bincount(lane, minlength=layout.lanes * layout.input_groups)
     starts = (counts.cumsum(0) - counts)[lane[by_lane]]
     before = torch.empty_like(lane)
     before[by_lane] = torch.arange(len(lane)) - starts
@@ -55,7 +55,7 @@ def edge_mask(scores: Tensor, blocks: int, layout: GroupLayout) -> Tensor:
     mask = mask.view(scores.shape)
     if layout.grain == "crossbar":
         return mask
-    shape = (layout.conv_groups, layout.outputs_per_conv_group, layout.input_groups)
+    shape = (layout.lanes, -1, layout.input_groups)
     kept = mask.view(shape)
     slots = -(-kept.sum(dim=1) // layout.kout) * layout.kout
     span = scores.amax() - scores.amin() + 1

@@ -1,5 +1,7 @@
 """The uniform budget: by hand, then that it is as near to the target as the units allow."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,9 @@ from crosspruner.pruning.budget import (
     settle,
     uniform_budget,
 )
+from crosspruner.pruning.mask_choice import removal_curve
+from crosspruner.solver import LayerProblem
+from crosspruner.sparsity import GroupLayout
 from crosspruner.training import build_model
 
 
@@ -102,6 +107,47 @@ def test_the_sum_is_within_half_of_the_smallest_unit_where_it_has_blocks_to_spar
         assert float(share[coarse].max() - share[coarse].min()) < 0.1
 
 
+@pytest.mark.parametrize(
+    ("wanted", "unit", "most", "target", "expected"),
+    [
+        # One crossbar is missing, and no block is so small: a coarse one for two fine ones.
+        ([3.0, 4.0], [3, 2], [6, 8], 18.0, [4, 3]),
+        # The finest layer has no more to give: the leftover 24 are two blocks of the middle one.
+        ([1.0, 2.0, 4.0], [48, 12, 2], [4, 6, 4], 104.0, [1, 4, 4]),
+        # Whole numbers, as the solvers over all layers hand them in: 208 crossbars of 240.
+        ([2.0, 5.0], [24, 32], [6, 8], 239.9, [2, 6]),
+        # Nothing comes nearer than one crossbar: the rounded numbers stay.
+        ([2.0, 1.5], [2, 2], [2, 4], 7.0, [2, 1]),
+    ],
+)
+def test_what_rounding_misses_is_met_by_the_division_next_to_what_is_wanted(
+    wanted, unit, most, target, expected
+):
+    given = torch.tensor(wanted), torch.tensor(unit), torch.tensor(most)
+    assert settle(*given, target).tolist() == expected
+
+
+@given(st.data())
+def test_no_whole_blocks_come_nearer_to_the_target(data):
+    layers = data.draw(st.integers(1, 4))
+    unit = data.draw(st.lists(st.sampled_from([1, 2, 3, 6, 12, 24, 32]), min_size=layers,
+                              max_size=layers))  # fmt: skip
+    most = data.draw(st.lists(st.integers(0, 7), min_size=layers, max_size=layers))
+    limit = sum(u * m for u, m in zip(unit, most, strict=True))
+    target = data.draw(st.floats(0, limit))
+    whole = data.draw(st.booleans())
+    wanted = [data.draw(st.integers(0, m) if whole else st.floats(0, m)) for m in most]
+    given = torch.tensor(wanted, dtype=torch.float64), torch.tensor(unit), torch.tensor(most)
+    removed = settle(*given, target).tolist()
+    assert all(0 <= r <= m for r, m in zip(removed, most, strict=True))
+    sums = [
+        sum(r * u for r, u in zip(some, unit, strict=True))
+        for some in itertools.product(*[range(m + 1) for m in most])
+    ]
+    missed = abs(sum(r * u for r, u in zip(removed, unit, strict=True)) - target)
+    assert missed == pytest.approx(min(abs(s - target) for s in sums), abs=1e-5)
+
+
 @pytest.mark.parametrize("crossbar", ["64x64", "128x128"])
 @pytest.mark.parametrize("name", ["vgg16", "resnet18"])
 def test_real_networks_meet_every_ratio_to_a_fiftieth(name, crossbar):
@@ -135,6 +181,50 @@ def test_the_global_budget_takes_the_cheapest_removals_by_hand():
     assert global_budget(plan, layouts, 0.0, costs) == {"1": 16, "2": 8}
 
 
+def alone(worth: torch.Tensor) -> LayerProblem:
+    """Groups that have nothing to do with each other, (U, P) worth so much each."""
+    return LayerProblem(torch.diag_embed(worth), worth)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "lanes", "costs"),
+    [
+        # Blocks of 4 + 1 columns in each of 4 input groups: the four single columns go first.
+        (5, {}, [1, 1, 1, 1, 4, 4]),
+        (8, {}, [4, 4, 4, 4, 4, 4]),
+        (3, {}, [3, 3, 3]),
+        # Two sections of 4 + 1.
+        (10, {"sections": 2}, [1, 1, 1, 1, 1, 1, 1, 1, 4, 4, 4, 4]),
+    ],
+)
+def test_a_last_block_of_few_columns_costs_only_those(outputs, lanes, costs):
+    layout = GroupLayout("fc", "column", outputs, 4, 1, 1, 4, **lanes)
+    worth = torch.ones(outputs, 4, dtype=torch.float64)
+    assert removal_curve(alone(worth), layout).tolist() == costs
+
+
+def test_a_curve_does_not_fall_where_removals_gain():
+    layout = GroupLayout("fc", "column", 5, 4, 1, 1, 4)
+    own = torch.ones(5, 4, dtype=torch.float64)
+    curve = removal_curve(LayerProblem(torch.diag_embed(own), 0.25 * own), layout)  # -0.5 a column
+    assert curve.tolist() == [-0.5] * 6
+
+
+@given(st.integers(1, 6), st.integers(2, 4), st.integers(1, 4))
+def test_removal_curves_count_the_columns_that_no_crossbar_can_hold(outputs, inputs, kout):
+    layout = GroupLayout("fc", "column", outputs, inputs, 1, 1, min(kout, outputs))
+    most = [0] * (layout.blocks + 1)  # columns that so many blocks hold
+    for kept in itertools.product(range(outputs + 1), repeat=inputs):
+        blocks = sum(-(-n // layout.kout) for n in kept)
+        most[blocks] = max(most[blocks], sum(kept))
+    worth = torch.ones(outputs, inputs, dtype=torch.float64)
+    spent = removal_curve(alone(worth), layout).cumsum(0).tolist()
+    assert spent == [
+        outputs * inputs - most[blocks]
+        for blocks in range(layout.blocks - 1, layout.fewest_blocks - 1, -1)
+    ]
+
+
 def test_the_global_budget_goes_by_the_price_of_a_crossbar():
     # Two crossbars a block in the convolution (kernel of 9 on 8 rows), one in the linear layer.
     net = nn.Sequential(
@@ -152,6 +242,28 @@ def test_the_global_budget_goes_by_the_price_of_a_crossbar():
     costs = {"1": torch.full((most["1"],), 4.0), "3": torch.full((most["3"],), 1.0)}
     kept = global_budget(plan, layouts, 15 / plan.compute_crossbars, costs)
     assert kept == {"1": layouts["1"].blocks - 3, "3": layouts["3"].blocks}
+
+
+def test_the_global_budget_gives_a_coarse_block_where_the_fine_ones_run_out():
+    net = nn.Sequential(
+        nn.Conv2d(2, 8, 1), nn.Conv2d(8, 4, 3), nn.Flatten(), nn.Linear(4, 8), nn.Linear(8, 2)
+    )
+    plan = plan_model(net, (2, 3, 3), "2x2", "folded", exclude=["0", "4"])
+    layouts = prunable_layers(plan, "crossbar")  # 5 and 1 crossbars a block
+    dense = {name: layout.blocks for name, layout in layouts.items()}
+    most = {name: layout.blocks - layout.fewest_blocks for name, layout in layouts.items()}
+    costs = {"1": torch.full((most["1"],), 50.0), "3": torch.arange(most["3"]).float()}
+    assert most["3"] == 4
+
+    def removed(crossbars):
+        kept = global_budget(plan, layouts, crossbars / plan.compute_crossbars, costs)
+        return {name: dense[name] - kept[name] for name in kept}
+
+    assert removed(4) == {"1": 0, "3": 4}
+    # All of the cheap layer and one crossbar more: the dear block, and the cheap ones come back.
+    assert removed(5) == {"1": 1, "3": 0}
+    assert removed(6) == {"1": 1, "3": 1}
+    assert removed(14) == {"1": 2, "3": 4}
 
 
 @given(st.data())

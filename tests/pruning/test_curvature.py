@@ -121,12 +121,18 @@ def test_all_inputs_dead_gives_finite_scores():
     st.integers(1, 2),
     st.sampled_from([0, 1, "same"]),
     st.sampled_from([1, 2]),
+    st.sampled_from(["zeros", "circular", "reflect"]),
 )
-def test_drawn_patches_give_the_layers_own_outputs(kh, kw, stride, dilation, padding, conv_groups):
+def test_drawn_patches_give_the_layers_own_outputs(
+    kh, kw, stride, dilation, padding, conv_groups, mode
+):
     if padding == "same":
         stride = 1
     layer = nn.Conv2d(
-        4, 2, (kh, kw), stride, padding, dilation, groups=conv_groups, bias=False
+        *(4, 2, (kh, kw), stride, padding, dilation),
+        groups=conv_groups,
+        bias=False,
+        padding_mode=mode,
     ).double()
     images = torch.arange(2 * 4 * 7 * 6, dtype=torch.float64).view(2, 4, 7, 6).sin()
     generator = torch.Generator().manual_seed(0)
@@ -136,3 +142,29 @@ def test_drawn_patches_give_the_layers_own_outputs(kh, kw, stride, dilation, pad
     everywhere = layer(images).detach().permute(0, 2, 3, 1).reshape(-1, 2)
     distance = (got.unsqueeze(1) - everywhere.unsqueeze(0)).abs().amax(dim=2).amin(dim=1)
     assert float(distance.max()) < 1e-5  # patches are float32
+
+
+def test_a_circular_layer_reads_no_zeros():
+    layer = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular")
+    images = torch.arange(1.0, 5.0).view(1, 1, 2, 2)
+    patches = draw_patches(layer, images, 50, torch.Generator().manual_seed(0))
+    # Around 1 2 / 3 4 stand 4 3 4 3 and so on: the patch at the first position by hand.
+    assert [4.0, 3.0, 4.0, 2.0, 1.0, 2.0, 4.0, 3.0, 4.0] in patches[0].tolist()
+    assert bool((patches > 0).all())
+
+
+def test_patches_of_a_layer_that_pads_in_its_forward_pass():
+    class Same(nn.Conv2d):
+        def forward(self, x):  # TensorFlow's SAME: one row and column of zeros at the end
+            return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+    layer = Same(1, 1, 2, bias=False)
+    images = torch.arange(1.0, 5.0).view(1, 1, 2, 2)
+    layout = GroupLayout("0", "column", 1, 1, 1, 1, 1)
+    size = tuple(layer(images).shape[2:])
+    patches = draw_patches(layer, images, 50, torch.Generator().manual_seed(0), size)
+    seen = sorted(set(map(tuple, patches[0].tolist())))
+    assert seen == [(1, 2, 3, 4), (2, 0, 4, 0), (3, 4, 0, 0), (4, 0, 0, 0)]
+    moment = RunningMoment(layer, layout, rows=50, memory=0.0)
+    moment.update(images, torch.Generator().manual_seed(0), size=size)
+    torch.testing.assert_close(moment.moment[0], patches[0].T @ patches[0] / 50)

@@ -89,6 +89,19 @@ def test_blocks_are_worth_the_sums_of_their_columns():
     assert block_values(scores, layout).tolist() == [8, 6, 1, 0]
 
 
+@pytest.mark.parametrize(
+    "lanes", [{"sections": 2}, {"conv_groups": 2}, {"conv_groups": 4, "bundle": 2}]
+)
+def test_blocks_hold_columns_of_one_lane_only(lanes):
+    # Outputs 0 and 1 share crossbars, and so do 2 and 3: 1 + 8 would be worth more, but is no block
+    layout = GroupLayout(
+        *("qkv", "column", 4, 2), **({"conv_groups": 1, "kin": 1, "kout": 2} | lanes)
+    )
+    scores = torch.tensor([[1.0, 5.0], [2.0, 0.0], [8.0, 3.0], [4.0, 3.0]])
+    assert block_values(scores, layout).tolist() == [12, 6, 5, 3]
+    assert len(block_values(scores, layout)) == layout.blocks
+
+
 @pytest.mark.parametrize("ratio", [0.2, 0.45])
 def test_the_choice_over_all_layers_is_within_one_group_of_the_best_of_all(ratio):
     network = trained()

@@ -30,16 +30,33 @@ def test_free_slots_are_refilled_with_the_best_columns():
     assert mask.tolist() == [[True, False], [True, True], [False, True]]
 
 
+def test_outputs_of_two_sections_share_no_crossbar():
+    # 4 outputs in sections of 2, Kout 2: the columns of group 0 take a crossbar of each section
+    one = GroupLayout("qkv", "column", 4, 2, 1, 1, 2, sections=2)
+    scores = torch.tensor([[9.0, 1.0], [2.0, 7.0], [8.0, 3.0], [6.0, 4.0]])
+    order, taken = profile(scores, one)
+    assert order.tolist() == [0, 4, 3, 6, 7, 5, 2, 1]
+    assert taken.tolist() == [1, 2, 3, 3, 4, 4, 4, 4]
+    expected = [[True, True], [True, True], [True, False], [True, False]]  # 1 and 2 are free
+    assert edge_mask(scores, 3, one).tolist() == expected
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 10_000),
     st.integers(1, 4),
     st.sampled_from(["column", "crossbar"]),
-    st.sampled_from([1, 2]),
+    st.sampled_from([(1, 1, 1), (2, 1, 1), (2, 2, 1), (4, 2, 1), (1, 1, 3)]),
 )
-def test_the_profile_is_what_the_counter_says_and_edges_are_exact(seed, kout, grain, conv_groups):
+def test_the_profile_is_what_the_counter_says_and_edges_are_exact(seed, kout, grain, lanes):
     generator = torch.Generator().manual_seed(seed)
-    one = layout(4 * conv_groups, 3, grain, 1, kout, conv_groups)
+    conv_groups, bundle, sections = lanes
+    outputs = 4 * conv_groups * sections
+    one = GroupLayout(
+        *("layer", grain, outputs, 3, conv_groups, 1, kout * bundle),
+        bundle=bundle,
+        sections=sections,
+    )
     scores = torch.rand(one.shape, generator=generator)
     order, taken = profile(scores, one)
     for n in range(1, len(order) + 1):
