@@ -1,4 +1,5 @@
 import re
+import shutil
 
 import PIL.Image
 import pytest
@@ -80,6 +81,18 @@ def test_mixed_sizes_take_that_of_the_first_image(image_tree, caplog):
     assert FolderData(root).splits.train.images.shape[1:] == (3, 8, 10)
     assert "1 of 5 images" in caplog.text
     assert "test were resized" not in caplog.text
+
+
+def test_hidden_folders_and_files_are_no_part_of_the_data(image_tree):
+    """As Jupyter (folders) and macOS (files that are no images) leave them behind."""
+    root = image_tree({"train": {"cat": 4, "dog": 4, ".ipynb_checkpoints": 1, ".new": 0},
+                       "test": {"cat": 2, "dog": 2}})  # fmt: skip
+    (root / "train/cat/._000.png").write_bytes(b"no image")
+    (root / "train/cat/.ipynb_checkpoints").mkdir()
+    shutil.copy(root / "train/cat/000.png", root / "train/cat/.ipynb_checkpoints/000.png")
+    data = FolderData(root, val_fraction=0.25)
+    assert data.class_names == ("cat", "dog")
+    assert [len(split) for split in (data.splits.train, data.splits.val)] == [6, 2]
 
 
 def test_mean_and_deviation_may_be_given(image_tree):

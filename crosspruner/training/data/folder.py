@@ -1,6 +1,7 @@
 """Image folders: one folder per split, one folder per class in it, any image format and size."""
 
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import v2
 
 from crosspruner.errors import DataError
@@ -100,6 +102,15 @@ class FolderData(ImageData):
         return super().eval_steps() if self.cached else large_centre_crop(self.image_size)
 
 
+class ShownImages(ImageFolder):
+    """An ImageFolder whose classes are the folders that are not hidden."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        folders = (entry for entry in Path(directory).iterdir() if entry.is_dir())
+        names = sorted(entry.name for entry in folders if _is_shown(entry))
+        return names, {name: label for label, name in enumerate(names)}
+
+
 def find_splits(root: Path) -> dict[str, Path]:
     """The folders of the splits by name: train, and val or test or both."""
     if not root.is_dir():
@@ -114,15 +125,20 @@ def find_splits(root: Path) -> dict[str, Path]:
 
 
 def list_images(folder: Path) -> ImageFolder:
-    """The image files of one split.
+    """The image files of one split; hidden folders and files (".ipynb_checkpoints") are no part.
 
     Raises:
         DataError: there are no class folders, or one without images.
     """
-    if not any(entry.is_dir() for entry in folder.iterdir()):
+    if not any(entry.is_dir() and _is_shown(entry) for entry in folder.iterdir()):
         raise DataError(f"{folder} holds no class folders. Expected {folder}/CLASS/IMAGE.")
-    listed = ImageFolder(str(folder), allow_empty=True)
-    counts = Counter(listed.targets)
+    root, hidden = str(folder), f"{os.sep}."
+
+    def is_shown_image(path: str) -> bool:
+        return is_image_file(path) and hidden not in path[len(root) :]
+
+    listed = ShownImages(root, is_valid_file=is_shown_image, allow_empty=True)
+    counts: Counter[int] = Counter(listed.targets)
     empty = [name for name, label in listed.class_to_idx.items() if not counts[label]]
     if empty:
         others = f" (one of {len(empty)} such folders)" if len(empty) > 1 else ""
@@ -144,6 +160,10 @@ def check_same_classes(classes: dict[Path, list[str]]) -> None:
                 f"Missing from {folder}: {', '.join(missing[:8]) or 'none'}. "
                 f"Only in {folder}: {', '.join(extra[:8]) or 'none'}."
             )
+
+
+def _is_shown(path: Path) -> bool:
+    return not path.name.startswith(".")
 
 
 def _as_images(listed: ImageFolder, size: tuple[int, int]) -> Images:
