@@ -64,6 +64,7 @@ class FolderData(ImageData):
         folders = find_splits(self.dir)
         listed = {split: self.list_split(folder) for split, folder in folders.items()}
         check_same_classes({folders[split]: found.classes for split, found in listed.items()})
+        check_several_classes(listed["train"])
 
         size = self._asked_size or _native_size(listed["train"].samples[0][0])
         read = {split: self.read_split(found, size) for split, found in listed.items()}
@@ -143,8 +144,9 @@ def list_images(folder: Path) -> ImageFolder:
     if empty:
         others = f" (one of {len(empty)} such folders)" if len(empty) > 1 else ""
         raise DataError(
-            f"{folder / empty[0]} holds no images{others}. Put images there (jpg, png, bmp, webp, "
-            "tif, ppm), or remove the folder."
+            f"{folder / empty[0]} holds no images{others}; it holds: "
+            f"{_types_in(folder / empty[0])}. Put images there (jpg, png, bmp, webp, tif, ppm), or "
+            "remove the folder."
         )
     return listed
 
@@ -160,6 +162,22 @@ def check_same_classes(classes: dict[Path, list[str]]) -> None:
                 f"Missing from {folder}: {', '.join(missing[:8]) or 'none'}. "
                 f"Only in {folder}: {', '.join(extra[:8]) or 'none'}."
             )
+
+
+def check_several_classes(listed: ImageFolder) -> None:
+    """One class is a folder too many or too few in the path, and 100 % accuracy without a cause."""
+    if len(listed.classes) < 2:
+        raise DataError(
+            f"{listed.root} holds one class, {listed.classes[0]}, of {len(listed)} image(s): at "
+            f"least two are needed. {EXPECTED}"
+        )
+
+
+def _types_in(folder: Path) -> str:
+    """How many files of which type there are, hidden ones aside, for messages."""
+    files = [entry for entry in folder.rglob("*") if entry.is_file() and _is_shown(entry)]
+    types = Counter(entry.suffix.lower() or "no suffix" for entry in files).most_common(4)
+    return ", ".join(f"{count} of type {suffix}" for suffix, count in types) or "nothing"
 
 
 def _is_shown(path: Path) -> bool:
