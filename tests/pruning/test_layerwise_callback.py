@@ -107,6 +107,25 @@ def test_calibration_of_ones_own_and_a_ratio_of_zero():
     assert not untouched.frozen
 
 
+class Data(pl.LightningDataModule):
+    """float32 images, also to judge a network on."""
+
+    def train_dataloader(self):
+        return batches()
+
+    def val_dataloader(self):
+        return batches()
+
+
+@pytest.mark.filterwarnings("ignore:.*have no `validation_step`. Skipping val loop")
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_sensitivity_judges_a_network_of_any_precision(precision):
+    callback = pruning(budget="sensitivity")
+    fit(callback, precision=precision, data=Data(), epochs=2)
+    assert callback.frozen
+    assert callback.plan.compute_crossbars < callback.dense_plan.compute_crossbars
+
+
 def test_the_schedule_has_no_prune_phase():
     schedule = pruning().schedule
     assert schedule.epochs == 4
