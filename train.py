@@ -3,9 +3,12 @@
 import os
 import sys
 import warnings
+from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
+
+from hydra_plugins._crosspruner_typed import flags_first, one_line
 
 # conf/hydra/launcher/ has files of the names that the plugins register
 warnings.filterwarnings("ignore", r"\s*'hydra/launcher/.*is validated against ConfigStore schema")
@@ -21,6 +24,7 @@ def main(config: DictConfig) -> float:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = flags_first(sys.argv[1:])
     os.environ["HYDRA_FULL_ERROR"] = "1"  # hydra then raises instead of printing its own report
     try:
         main()
@@ -30,5 +34,4 @@ if __name__ == "__main__":
     except (Exception, KeyboardInterrupt) as error:
         if TRACEBACK:
             raise
-        text = " ".join(str(error).split("Config search path")[0].split()) or type(error).__name__
-        sys.exit(f"error: {text}")
+        sys.exit(f"error: {one_line(error, Path(__file__).parent / 'conf' / 'config.yaml')}")

@@ -7,6 +7,7 @@ well -> run folder
 import json
 import logging
 import math
+import pickle
 import sys
 import time
 from dataclasses import replace
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import torch
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
@@ -112,6 +114,7 @@ def run(config: DictConfig) -> float:
 
 def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
     started = time.monotonic()
+    resumed_from = checkpoint_of(settings, folder)
     if is_sweep() and "LocalLauncher" in HydraConfig.get().launcher._target_:
         hydra = HydraConfig.get()
         jobs = hydra.sweeper.get("max_batch_size") or hydra.sweeper.get("at_once") or 1
@@ -152,7 +155,7 @@ def _run(config: DictConfig, settings: RunSettings, folder: Path) -> float:
         if settings.device.train:
             ours.append(DeviceNoise(settings.device, pruning, settings.seed))
         trainer = trainer_of(config, pruning, ours, loggers)
-        trainer.fit(module, datamodule=data, ckpt_path=_checkpoint(settings, folder))
+        trainer.fit(module, datamodule=data, ckpt_path=resumed_from)
         outcome = judge(trainer, module, data, pruning, snapshots)
         if trainer.is_global_zero:
             outcome = replace(outcome, units=settings.cost)
@@ -181,8 +184,16 @@ def _intention(plan: Plan, pruning: PruningCallback) -> str:
     )
 
 
-def _checkpoint(settings: RunSettings, folder: Path) -> str | None:
-    """The checkpoint to go on from: the one given, or what this very run left when it stopped."""
+def checkpoint_of(settings: RunSettings, folder: Path) -> str | None:
+    """The checkpoint to go on from: the one given, or what this very run left when it stopped.
+
+    Args:
+        settings: ckpt_path is the one given.
+        folder: of the run.
+
+    Raises:
+        ConfigError: what is given is no file, or no Lightning checkpoint.
+    """
     if settings.ckpt_path is None:
         own = folder / "checkpoints" / "last.ckpt"
         return str(own) if own.is_file() else None
@@ -190,6 +201,20 @@ def _checkpoint(settings: RunSettings, folder: Path) -> str | None:
         raise ConfigError(
             f"ckpt_path={settings.ckpt_path} is not a file: give the last.ckpt of a run, "
             "logs/train/runs/STAMP/checkpoints/last.ckpt"
+        )
+    if settings.ckpt_path.endswith(".safetensors"):
+        raise ConfigError(
+            f"ckpt_path={settings.ckpt_path} holds weights only: type "
+            f"model.weights={settings.ckpt_path}"
+        )
+    try:  # mapped, as only what it is made of is looked at
+        content = torch.load(settings.ckpt_path, "cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        content = None
+    if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
+        raise ConfigError(
+            f"ckpt_path={settings.ckpt_path} is no Lightning checkpoint, or a damaged one: give "
+            "the last.ckpt of a run, or, for a file of weights, model.weights=FILE"
         )
     return settings.ckpt_path
 

@@ -29,6 +29,7 @@ from crosspruner.reporting.side_by_side import (
 )
 from crosspruner.reporting.svg import save_figure
 from crosspruner.training import build_model
+from hydra_plugins._crosspruner_typed import one_line
 
 CONFIGS = Path(__file__).resolve().parent.parent / "conf"
 
@@ -101,4 +102,4 @@ if __name__ == "__main__":
     try:
         main(sys.argv[1:])
     except Exception as error:
-        sys.exit(f"error: {' '.join(str(error).split('Config search path')[0].split())}")
+        sys.exit(f"error: {one_line(error, CONFIGS / 'map_report.yaml')}")

@@ -15,6 +15,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import setup_globals
 
 from crosspruner.assemble import fix_randomness
+from crosspruner.config import RunSettings
+from crosspruner.errors import ConfigError
+from crosspruner.experiment import checkpoint_of
 from crosspruner.job import LOCK, own_folder, process_left_as_found, recorded, share_cores
 
 # Of launchers that have a file of the name that their plugin registers; see train.py
@@ -110,6 +113,37 @@ def test_checkpoint_names_can_be_typed_in_an_override(hydra_config):
         assert "=" not in callbacks[name].filename
     typed = "logs/train/runs/2026-01-01_00-00-00-000000/checkpoints/last.ckpt"
     assert hydra_config(f"ckpt_path={typed}").ckpt_path == typed
+
+
+def write_weights(path):
+    torch.save({"conv.weight": torch.zeros(2)}, path)
+
+
+def write_objects(path):
+    torch.save({"state_dict": {}, "model": torch.nn.ReLU()}, path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "said"),
+    [
+        ("w.safetensors", Path.touch, "holds weights only: type model.weights=\\S+w.safetensors$"),
+        ("w.pt", write_weights, "is no Lightning checkpoint"),
+        ("o.ckpt", write_objects, "is no Lightning checkpoint"),
+        ("empty.ckpt", Path.touch, "is no Lightning checkpoint"),
+        ("text.ckpt", lambda path: path.write_text("text"), "is no Lightning checkpoint"),
+    ],
+)
+def test_a_file_that_cannot_be_resumed_from(tmp_path, name, write, said):
+    write(tmp_path / name)
+    with pytest.raises(ConfigError, match=rf"ckpt_path=\S+{name} {said}"):
+        checkpoint_of(RunSettings(ckpt_path=str(tmp_path / name)), tmp_path)
+
+
+def test_a_checkpoint_is_resumed_from(tmp_path):
+    path = str(tmp_path / "last.ckpt")
+    assert checkpoint_of(RunSettings(), tmp_path) is None
+    torch.save({"pytorch-lightning_version": "2.6.4", "state_dict": {}}, path)
+    assert checkpoint_of(RunSettings(ckpt_path=path), tmp_path) == path
 
 
 HOLD = """

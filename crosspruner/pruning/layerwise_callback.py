@@ -158,9 +158,11 @@ def validation_accuracy(network: nn.Module, trainer: pl.Trainer, device: torch.d
         raise ConfigError(
             "budget=sensitivity stops by the validation accuracy: give the trainer val_dataloaders"
         )
+    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     seen = torch.zeros(2, device=device)  # right, all
     for inputs, labels in loader:
-        right = network(inputs.to(device)).argmax(1) == labels.to(device)
+        inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
+        right = network(inputs).argmax(1) == labels.to(device)
         seen += torch.stack([right.sum(), torch.tensor(len(labels), device=device)])
     seen = trainer.strategy.reduce(seen, reduce_op="sum")  # type: ignore[assignment]
     return float(seen[0] / seen[1])

@@ -42,7 +42,8 @@ class Snapshot(pl.Callback):
     def state_key(self) -> str:
         return self._generate_state_key(phase=int(self.phase))
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Not when training starts: a finished run that is resumed has no training to start.
         if self.taken and not self.path.exists() and trainer.ckpt_path is not None:
             earlier = Path(trainer.ckpt_path).parent / self.path.name
             if earlier.exists():

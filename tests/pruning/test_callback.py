@@ -69,7 +69,7 @@ def pruning(**given):
     return CrossbarPruning(**{**values, **given})
 
 
-def fit(callback, ckpt_path=None, precision="32-true", extra=(), before=(), epochs=4):
+def fit(callback, ckpt_path=None, precision="32-true", extra=(), before=(), epochs=4, data=None):
     pl.seed_everything(0, verbose=False)
     module = Tiny()
     trainer = pl.Trainer(
@@ -82,7 +82,7 @@ def fit(callback, ckpt_path=None, precision="32-true", extra=(), before=(), epoc
         enable_model_summary=False,
         callbacks=[*before, callback, *extra],
     )
-    trainer.fit(module, batches(), ckpt_path=ckpt_path)
+    trainer.fit(module, data or batches(), ckpt_path=ckpt_path)
     return trainer, module
 
 

@@ -75,6 +75,18 @@ def test_a_resumed_run_ends_alike(tmp_path, epoch, reorder):
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.parametrize("epoch", [1, 3])
+def test_a_resumed_run_keeps_the_dense_network_even_if_it_is_finished(tmp_path, epoch):
+    kept = []
+    for folder, ckpt_path in (("first", None), ("resumed", tmp_path / "first" / "last.ckpt")):
+        callback = pruning()
+        dense = Snapshot(tmp_path / folder / "dense.safetensors", callback, Phase.PRUNE)
+        saver = SaveAt(epoch, tmp_path / folder / "last.ckpt")
+        fit(callback, before=[dense], extra=[saver], ckpt_path=ckpt_path)
+        kept.append(load_file(dense.path))
+    assert all(torch.equal(kept[1][key], value) for key, value in kept[0].items())
+
+
 def test_without_any_epoch_it_prunes_when_fitting_ends(tmp_path):
     callback = pruning(schedule=PruningSchedule(finetune_epochs=0))
     dense = Snapshot(tmp_path / "dense.safetensors", callback, Phase.PRUNE)
@@ -105,6 +117,25 @@ def test_calibration_of_ones_own_and_a_ratio_of_zero():
     fit(untouched)
     assert untouched.compute_crossbars == untouched.dense_plan.compute_crossbars
     assert not untouched.frozen
+
+
+class Data(pl.LightningDataModule):
+    """float32 images, also to judge a network on."""
+
+    def train_dataloader(self):
+        return batches()
+
+    def val_dataloader(self):
+        return batches()
+
+
+@pytest.mark.filterwarnings("ignore:.*have no `validation_step`. Skipping val loop")
+@pytest.mark.parametrize("precision", ["64-true", "bf16-true"])
+def test_sensitivity_judges_a_network_of_any_precision(precision):
+    callback = pruning(budget="sensitivity")
+    fit(callback, precision=precision, data=Data(), epochs=2)
+    assert callback.frozen
+    assert callback.plan.compute_crossbars < callback.dense_plan.compute_crossbars
 
 
 def test_the_schedule_has_no_prune_phase():

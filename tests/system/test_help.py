@@ -14,6 +14,12 @@ def test_help_shows_six_commands_and_the_groups(train, tmp_path):
         assert group in out
 
 
+def test_flags_may_stand_between_overrides(train, tmp_path):
+    code, out, err = train(tmp_path, "seed=3", "--cfg", "job", "ratio=0.7", "-p", "solver")
+    assert code == 0, err
+    assert "name: lgd_rpp" in out
+
+
 def test_importing_train_does_not_import_torch():
     probe = "import sys; import train; print('torch' in sys.modules)"
     found = subprocess.run(

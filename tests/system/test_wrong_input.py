@@ -10,7 +10,8 @@ from .conftest import SMALL
 COMPOSED = [  # found by hydra, before torch is imported
     (["grain=colum"], "'grain/colum' Available options in 'grain': column crossbar"),
     (["crossbar=0x256"], "'crossbar/0x256' Available options in 'crossbar':.* 256x256"),
-    (["rat1o=0.5"], "rat1o"),
+    (["crossbar=17x33"], "For any other size type crossbar.rows=17 crossbar.cols=33$"),
+    (["rat1o=0.5"], "rat1o: there is no such key. Did you mean ratio.$"),
     (["model=nope"], "'model/nope' Available options in 'model':.* vgg8"),
 ]
 CHECKED = [  # found by crosspruner; the first three in the fast suite

@@ -92,6 +92,22 @@ def test_any_mode_is_read_as_rgb(tmp_path, mode):
     assert (read_rgb(path).mode, read_rgb(path).size) == ("RGB", (3, 2))
 
 
+@pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
+def test_16_bit_grey_keeps_its_range(tmp_path, suffix):
+    levels = np.array([[0, 256, 257], [30000, 65534, 65535]], dtype=np.uint16)
+    PIL.Image.fromarray(levels).save(tmp_path / f"a.{suffix}")
+    read = np.asarray(read_rgb(tmp_path / f"a.{suffix}"))
+    assert read[..., 0].tolist() == [[0, 0, 1], [116, 254, 255]]
+    assert (read == read[..., :1]).all()
+
+
+@pytest.mark.parametrize(("kind", "said"), [("int32", "32-bit int"), ("float32", "floating-p")])
+def test_levels_without_a_known_range_are_refused(tmp_path, kind, said):
+    PIL.Image.fromarray(np.full((2, 3), 300, dtype=kind)).save(tmp_path / "a.tif")
+    with pytest.raises(DataError, match=rf"a\.tif holds {said}.*: save it as 8-bit or 16-bit grey"):
+        read_rgb(tmp_path / "a.tif")
+
+
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n cut short"])
 def test_a_damaged_file_is_named(tmp_path, content):
     path = tmp_path / "a.png"

@@ -38,8 +38,13 @@ def test_fraction_out_of_range(fraction):
 
 
 @pytest.mark.parametrize(
-    ("labels", "fraction"), [([0, 0, 0, 1], 0.5), ([0, 0, 1, 1, 2, 2], 0.2), ([0], 0.5)]
+    ("labels", "fraction", "reason"),
+    [
+        ([0, 0, 0, 1], 0.5, "4 images in 2 classes for validation: the smallest class has 1 image"),
+        ([0, 0, 1, 1, 2, 2], 0.2, "that leaves 4 and 2 images"),
+        ([0], 0.5, "the smallest class has 1 image"),
+    ],
 )
-def test_classes_too_small_to_share(labels, fraction):
-    with pytest.raises(DataError, match="Every class needs an image on both sides"):
+def test_classes_too_small_to_share(labels, fraction, reason):
+    with pytest.raises(DataError, match=f"{reason}. Every class needs an image on both sides"):
         stratified_split(torch.tensor(labels), fraction, 0, "validation")

@@ -57,6 +57,14 @@ def test_other_input_channels(family):
 
 
 @pytest.mark.parametrize("family", ["timm", "torchvision"])
+@pytest.mark.parametrize("name", ["", "???"])
+def test_a_name_that_was_not_typed(family, name):
+    said = rf"^model.name is missing: type model.name=NAME. All names: {family}.list_models\(\)"
+    with pytest.raises(ModelError, match=said):
+        build_model(name, 5, family=family)
+
+
+@pytest.mark.parametrize("family", ["timm", "torchvision"])
 def test_unknown_name_gets_near_ones(family):
     with pytest.raises(ModelError) as error:
         build_model("resnet81", 10, family=family)

@@ -1,6 +1,7 @@
 """Image folders: one folder per split, one folder per class in it, any image format and size."""
 
 import logging
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import numpy as np
 import PIL.Image
 import torch
 from torchvision.datasets import ImageFolder
+from torchvision.datasets.folder import is_image_file
 from torchvision.transforms import v2
 
 from crosspruner.errors import DataError
@@ -62,6 +64,7 @@ class FolderData(ImageData):
         folders = find_splits(self.dir)
         listed = {split: self.list_split(folder) for split, folder in folders.items()}
         check_same_classes({folders[split]: found.classes for split, found in listed.items()})
+        check_several_classes(listed["train"])
 
         size = self._asked_size or _native_size(listed["train"].samples[0][0])
         read = {split: self.read_split(found, size) for split, found in listed.items()}
@@ -100,6 +103,15 @@ class FolderData(ImageData):
         return super().eval_steps() if self.cached else large_centre_crop(self.image_size)
 
 
+class ShownImages(ImageFolder):
+    """An ImageFolder whose classes are the folders that are not hidden."""
+
+    def find_classes(self, directory: str | Path) -> tuple[list[str], dict[str, int]]:
+        folders = (entry for entry in Path(directory).iterdir() if entry.is_dir())
+        names = sorted(entry.name for entry in folders if _is_shown(entry))
+        return names, {name: label for label, name in enumerate(names)}
+
+
 def find_splits(root: Path) -> dict[str, Path]:
     """The folders of the splits by name: train, and val or test or both."""
     if not root.is_dir():
@@ -114,21 +126,27 @@ def find_splits(root: Path) -> dict[str, Path]:
 
 
 def list_images(folder: Path) -> ImageFolder:
-    """The image files of one split.
+    """The image files of one split; hidden folders and files (".ipynb_checkpoints") are no part.
 
     Raises:
         DataError: there are no class folders, or one without images.
     """
-    if not any(entry.is_dir() for entry in folder.iterdir()):
+    if not any(entry.is_dir() and _is_shown(entry) for entry in folder.iterdir()):
         raise DataError(f"{folder} holds no class folders. Expected {folder}/CLASS/IMAGE.")
-    listed = ImageFolder(str(folder), allow_empty=True)
-    counts = Counter(listed.targets)
+    root, hidden = str(folder), f"{os.sep}."
+
+    def is_shown_image(path: str) -> bool:
+        return is_image_file(path) and hidden not in path[len(root) :]
+
+    listed = ShownImages(root, is_valid_file=is_shown_image, allow_empty=True)
+    counts: Counter[int] = Counter(listed.targets)
     empty = [name for name, label in listed.class_to_idx.items() if not counts[label]]
     if empty:
         others = f" (one of {len(empty)} such folders)" if len(empty) > 1 else ""
         raise DataError(
-            f"{folder / empty[0]} holds no images{others}. Put images there (jpg, png, bmp, webp, "
-            "tif, ppm), or remove the folder."
+            f"{folder / empty[0]} holds no images{others}; it holds: "
+            f"{_types_in(folder / empty[0])}. Put images there (jpg, png, bmp, webp, tif, ppm), or "
+            "remove the folder."
         )
     return listed
 
@@ -144,6 +162,26 @@ def check_same_classes(classes: dict[Path, list[str]]) -> None:
                 f"Missing from {folder}: {', '.join(missing[:8]) or 'none'}. "
                 f"Only in {folder}: {', '.join(extra[:8]) or 'none'}."
             )
+
+
+def check_several_classes(listed: ImageFolder) -> None:
+    """One class is a folder too many or too few in the path, and 100 % accuracy without a cause."""
+    if len(listed.classes) < 2:
+        raise DataError(
+            f"{listed.root} holds one class, {listed.classes[0]}, of {len(listed)} image(s): at "
+            f"least two are needed. {EXPECTED}"
+        )
+
+
+def _types_in(folder: Path) -> str:
+    """How many files of which type there are, hidden ones aside, for messages."""
+    files = [entry for entry in folder.rglob("*") if entry.is_file() and _is_shown(entry)]
+    types = Counter(entry.suffix.lower() or "no suffix" for entry in files).most_common(4)
+    return ", ".join(f"{count} of type {suffix}" for suffix, count in types) or "nothing"
+
+
+def _is_shown(path: Path) -> bool:
+    return not path.name.startswith(".")
 
 
 def _as_images(listed: ImageFolder, size: tuple[int, int]) -> Images:

@@ -5,6 +5,7 @@ from copy import copy
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import PIL.Image
 import torch
 from torch import Tensor
@@ -83,7 +84,7 @@ class LazyImages(Images):
     """Image files, read and transformed one by one when asked for.
 
     Args:
-        paths: N files; any mode that PIL reads, taken as RGB.
+        paths: N files, taken as RGB (see read_rgb).
         labels: (N,) int64.
         transform: maps one PIL image to what the network reads, the same shape for every image.
     """
@@ -107,15 +108,30 @@ class LazyImages(Images):
 
 
 def read_rgb(path: str | Path) -> PIL.Image.Image:
-    """Read one image file of any mode as RGB.
+    """Read one image file as RGB; 16-bit grey keeps its range, 65535 becomes 255.
 
     Raises:
-        DataError: it is damaged, or no image.
+        DataError: it is damaged, no image, or its levels have no known range (32 bits, floats).
     """
     try:
         with PIL.Image.open(path) as image:
-            return image.convert("RGB")
+            image.load()
     except OSError as error:
         raise DataError(
             f"{path} cannot be read as an image ({error}). Remove it, or replace it."
         ) from error
+    return _eight_bits(image, path).convert("RGB")
+
+
+def _eight_bits(image: PIL.Image.Image, path: str | Path) -> PIL.Image.Image:
+    """The image with levels 0 to 255: `convert` would cut deeper grey off there."""
+    # What PIL makes of a 16-bit PGM is I as well, stretched to 65535.
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PPM"):
+        return PIL.Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        levels = "32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise DataError(
+            f"{path} holds {levels}, whose black and white are not known: save it as 8-bit or "
+            "16-bit grey, or as RGB."
+        )
+    return image

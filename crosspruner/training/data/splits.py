@@ -1,5 +1,7 @@
 """Cutting a labelled set in two, at random but with equal shares of every class."""
 
+import math
+
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor
@@ -29,14 +31,21 @@ def stratified_split(
             f"{part} fraction {fraction} given: it must lie between 0 and 1, both excluded "
             "(0.1 holds out a tenth of the training images)."
         )
+    counts = labels.unique(return_counts=True)[1]
     try:
         stay, held_out = train_test_split(
             range(len(labels)), test_size=fraction, stratify=labels.numpy(), random_state=seed
         )
     except ValueError as error:
+        held = math.ceil(fraction * len(labels))
+        reason = (
+            "the smallest class has 1 image"
+            if counts.min() < 2
+            else f"that leaves {len(labels) - held} and {held} images"
+        )
         raise DataError(
-            f"Cannot hold out {fraction:g} of {len(labels)} images in "
-            f"{len(labels.unique())} classes for {part} ({error}). Every class needs an image on "
-            "both sides: add images, or change the fraction."
+            f"Cannot hold out {fraction:g} of {len(labels)} images in {len(counts)} classes for "
+            f"{part}: {reason}. Every class needs an image on both sides: add images, or change "
+            "the fraction."
         ) from error
     return torch.tensor(sorted(stay)), torch.tensor(sorted(held_out))

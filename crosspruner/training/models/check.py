@@ -8,15 +8,20 @@ from torch import nn
 
 from crosspruner.errors import ModelError
 
+MISSING = "???"
+"""What a configuration holds for a value that must be typed."""
+
 
 def unknown_name(name: str, names: Iterable[str], library: str) -> str:
     """The message for a model name that `library` lacks, with the nearest ones it has."""
+    where = f"{library}.list_models()" + ("." if library == "timm" else " in torchvision.models.")
+    if name in ("", MISSING):
+        return f"model.name is missing: type model.name=NAME. All names: {where}"
     near = get_close_matches(name, list(names), n=5)
     did_you_mean = f"Did you mean {', '.join(near)}?" if near else "No name there is near it."
     return (
         f"model.name={name} given: {library} has no such classifier. {did_you_mean} "
-        f"All names: {library}.list_models()"
-        + ("." if library == "timm" else " in torchvision.models.")
+        f"All names: {where}"
     )
 
 
