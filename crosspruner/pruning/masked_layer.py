@@ -31,6 +31,8 @@ class MaskedLayer:
         self.dormant = torch.zeros_like(self.weight, requires_grad=False)
         self._keep: Tensor | None = None
         self._operation = operation_of(module)
+        # Not to be told by the shapes: those of a square transposed convolution agree.
+        self._stored_as_matrix = self._operation in ("linear", "conv1d", "conv2d")
         self._groups = layout.conv_groups
         self._standardised = form_of(module) == "standardised"
 
@@ -43,26 +45,32 @@ class MaskedLayer:
     def kept(self) -> Tensor:
         """Bool tensor that broadcasts against the weight: True where it is kept."""
         if self._keep is None:
-            matrix = self._matrix(self.weight)
-            kept = self.layout.expand_like(self.mask, matrix)
-            if matrix.shape != self.weight.shape:  # unrolled another way
-                kept = from_matrix(
-                    *(self._operation, kept.expand_as(matrix), tuple(self.weight.shape)),
-                    self._groups,
-                )
-            self._keep = kept
+            self._keep = self.spread(self.mask)
         return self._keep
 
-    def _matrix(self, weight: Tensor) -> Tensor:
+    def spread(self, values: Tensor) -> Tensor:
+        """One value per group as a tensor that broadcasts against the weight.
+
+        Args:
+            values: (U, P), any dtype.
+        """
+        matrix = self.matrix(self.weight)
+        spread = self.layout.expand_like(values, matrix)
+        if self._stored_as_matrix:
+            return spread
+        shape = tuple(self.weight.shape)
+        return from_matrix(self._operation, spread.expand_as(matrix), shape, self._groups)
+
+    def matrix(self, values: Tensor) -> Tensor:
         """A tensor of the weight's shape as (Cout, fan_in, ...)."""
-        if self._operation in ("linear", "conv1d", "conv2d"):
-            return weight
-        return to_matrix(self._operation, weight, self._groups)
+        if self._stored_as_matrix:
+            return values
+        return to_matrix(self._operation, values, self._groups)
 
     @torch.no_grad()
     def latent(self) -> Tensor:
         """The weight with the pruned groups' waiting values in place, (Cout, fan_in, ...)."""
-        return self._matrix(self._latent())
+        return self.matrix(self._latent())
 
     def _latent(self) -> Tensor:
         return self.weight.detach() + self.dormant
@@ -104,7 +112,7 @@ class MaskedLayer:
         if self.weight.grad is None:
             return torch.zeros(self.layout.shape, device=self.weight.device)
         gradient = self.weight.grad
-        slope = self.layout.sum_by_group(self._matrix(self._latent().float() * gradient.float()))
+        slope = self.layout.sum_by_group(self.matrix(self._latent().float() * gradient.float()))
         gradient.masked_fill_(~self.kept, 0.0)
         return slope
 
