@@ -25,10 +25,10 @@ def shrink(layer: MaskedLayer, penalised: Tensor, amount: float) -> None:
         penalised: (U, P) bool, the groups that are; the others stay as they are.
         amount: what the root mean square of a group's weights loses, >= 0.
     """
-    weight, layout = layer.weight, layer.layout
-    norms = layout.sum_by_group(weight.float().square()).sqrt()
-    sizes = layout.sum_by_group(torch.ones_like(weight, dtype=torch.float32))
+    matrix, layout = layer.matrix(layer.weight.float()), layer.layout
+    norms = layout.sum_by_group(matrix.square()).sqrt()
+    sizes = layout.sum_by_group(torch.ones_like(matrix))
     tiny = torch.finfo(norms.dtype).tiny
     factor = (1 - amount * sizes.sqrt() / norms.clamp(min=tiny)).clamp(min=0)
     factor = torch.where(penalised.to(norms.device), factor, 1.0)
-    weight.mul_(layout.expand_like(factor, weight).to(weight.dtype))
+    layer.weight.mul_(layer.spread(factor).to(layer.weight.dtype))
