@@ -20,6 +20,7 @@ from crosspruner.hardware.cell_map import CellMap, cell_number, map_cells
 from crosspruner.hardware.cells import check_cells, conductances, store
 from crosspruner.hardware.device import Device
 from crosspruner.hardware.layer_plan import LayerPlan
+from crosspruner.hardware.matrix import stored_as_matrix
 from crosspruner.hardware.placement import place_layer
 from crosspruner.hardware.plan import Plan
 
@@ -116,10 +117,8 @@ def weight_name(layer: str, keys: Collection[str]) -> str:
 
 
 def holds_weight(layer: LayerPlan, model: nn.Module) -> bool:
-    """Whether a layer's weight is a parameter of the matrix's own shape."""
-    shape = getattr(layer_module(model, layer.name), "weight", torch.empty(0)).shape
-    rows = (layer.geometry.out_channels, layer.geometry.group_inputs)
-    return layer.weight_form == "plain" and tuple(shape[:2]) == rows and len(shape) <= 4
+    """Whether a layer's weight is a parameter that lies as its matrix does."""
+    return layer.weight_form == "plain" and stored_as_matrix(layer_module(model, layer.name))
 
 
 def layers_on_device(plan: Plan, model: nn.Module, device: Device) -> dict[str, DeviceWeights]:

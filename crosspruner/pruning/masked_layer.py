@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from crosspruner.hardware.matrix import from_matrix, operation_of, to_matrix
+from crosspruner.hardware.matrix import from_matrix, operation_of, stored_as_matrix, to_matrix
 from crosspruner.hardware.weight_form import centred, form_of, stored_weight
 from crosspruner.sparsity import GroupLayout
 
@@ -31,8 +31,7 @@ class MaskedLayer:
         self.dormant = torch.zeros_like(self.weight, requires_grad=False)
         self._keep: Tensor | None = None
         self._operation = operation_of(module)
-        # Not to be told by the shapes: those of a square transposed convolution agree.
-        self._stored_as_matrix = self._operation in ("linear", "conv1d", "conv2d")
+        self._stored_as_matrix = stored_as_matrix(module)
         self._groups = layout.conv_groups
         self._standardised = form_of(module) == "standardised"
 
