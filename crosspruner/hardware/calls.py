@@ -29,6 +29,8 @@ class Call:
     options: dict[str, Any] = field(default_factory=dict)
     part: int | None = None
     """Which third of the outputs is wanted (attention whose key is not its query); None = all."""
+    batch_dim: int = 0
+    """Axis of the images, in `x` and in the output; attention has its tokens first."""
 
     def compute(self) -> Tensor:
         """What torch computes."""
@@ -85,7 +87,8 @@ class WeightCalls(TorchFunctionMode):
     def _projection(
         self, x: Tensor, weight: Tensor, bias: Tensor | None, part: int | None
     ) -> Tensor:
-        return self.on_call(Call(F.linear, "linear", x, weight, bias, part=part), None)
+        call = Call(F.linear, "linear", x, weight, bias, part=part, batch_dim=x.dim() - 2)
+        return self.on_call(call, None)
 
     def _done(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.running and self.running[-1] is module:

@@ -157,6 +157,14 @@ def operation_of(module: nn.Module) -> str:
     raise TypeError(f"{type(module).__name__} is no layer that goes on crossbars")
 
 
+def stored_as_matrix(module: nn.Module) -> bool:
+    """Whether the weight of a module of LAYERS lies as (Cout, Cin / G, ...).
+
+    Not to be told by the shapes: those of a square transposed convolution agree.
+    """
+    return operation_of(module) in ("linear", "conv1d", "conv2d")
+
+
 def matrix_shape(module: nn.Module) -> tuple[int, int, int, int]:
     """(Cout, Cin / G, kh, kw) of a module of LAYERS."""
     if isinstance(module, nn.Linear):

@@ -10,11 +10,11 @@ from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar
 from crosspruner.pruning.budget import check_ratio, settle, units_of
 from crosspruner.pruning.budget_settings import BudgetSettings
-from crosspruner.pruning.calibration import read_batches
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
-from crosspruner.pruning.layerwise_callback import bare_copy, calibration_batches
+from crosspruner.pruning.layerwise_callback import agreed_batches, bare_copy, calibration_batches
 from crosspruner.pruning.procedure import prune_network
+from crosspruner.pruning.processes import copy_first
 from crosspruner.pruning.schedule import Phase
 
 
@@ -72,13 +72,14 @@ class BothPruning(CrossbarPruning):
         """The layer-wise part; also says what each layer keeps in the end."""
         assert self.dense_plan is not None
         network, plan, layouts = self.network(pl_module), self.dense_plan, self.layouts
-        batches = read_batches(calibration_batches(trainer, self.calibration_images), network)
+        batches = agreed_batches(calibration_batches(trainer, self.calibration_images), network)
         copy = bare_copy(network)
         result = prune_network(
             *(copy, bare_copy(network), plan, layouts, self.first * self.ratio, batches),
             *(self.layerwise, BudgetSettings("global"), self.generator),
         )
         network.load_state_dict(copy.state_dict())
+        copy_first(network)
         unit, blocks, most = units_of(layouts)
         kept = [layout.blocks_of(result.masks[name]) for name, layout in layouts.items()]
         target = check_ratio(plan, layouts, self.ratio)

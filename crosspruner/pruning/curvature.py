@@ -62,6 +62,8 @@ class RunningMoment:
     ) -> None:
         """Take in the layer's input of one batch, (B, Cin, H, W) or (B, ..., Cin).
 
+        A batch whose moment is not finite is skipped: an average would never forget it.
+
         Args:
             inputs: of the layer.
             generator: CPU generator of the patches drawn.
@@ -73,8 +75,10 @@ class RunningMoment:
         patches = by_input_group(patches, self.layout, self.runs * self.groups_per_run)
         patches = patches.reshape(self.layout.conv_groups, rows, self.runs, -1)
         patches = patches.transpose(1, 2).flatten(0, 1)
-        self.moment = self.moment.to(patches.device).mul_(self.memory)
-        self.moment.baddbmm_(
+        self.moment = self.moment.to(patches.device)
+        if not bool(patches.square().sum().isfinite()):
+            return
+        self.moment.mul_(self.memory).baddbmm_(
             patches.transpose(1, 2), patches, alpha=(1 - self.memory) / patches.shape[1]
         )
         self.seen = self.memory * self.seen + 1 - self.memory

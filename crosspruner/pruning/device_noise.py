@@ -63,6 +63,24 @@ class DeviceNoise(pl.Callback):
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._restore(pl_module)
 
+    # A step that gives no loss has no backward pass: what comes next must meet the weights as they
+    # are, be it the optimizer (of gradients accumulated before), the batch's end or the next chip.
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Any
+    ) -> None:
+        self._restore(pl_module)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        self._restore(pl_module)
+
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._measure_norms(pl_module)
 
@@ -91,6 +109,7 @@ class DeviceNoise(pl.Callback):
         self._images.clear()
 
     def _disturb(self, pl_module: pl.LightningModule, device: Device, chip: int) -> None:
+        self._restore(pl_module)
         network = pl_module.get_submodule(self.pruning.root)
         keys = network.state_dict().keys()
         if not self._layers:
@@ -102,6 +121,8 @@ class DeviceNoise(pl.Callback):
                 weight.copy_(layer.on(device, [chip])[0])
 
     def _restore(self, pl_module: pl.LightningModule) -> None:
+        if not self._clean:
+            return
         network = pl_module.get_submodule(self.pruning.root)
         keys = network.state_dict().keys()
         with torch.no_grad():

@@ -20,11 +20,10 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.plan import Plan
-from crosspruner.hardware.weight_form import stored_weight
 from crosspruner.pruning.global_choice import choose_masks
 from crosspruner.pruning.group_slopes import group_slopes
+from crosspruner.pruning.trial_masks import on_trial
 from crosspruner.sparsity import GroupLayout
 
 _STEPS = (1.0, 2.0, 4.0)
@@ -61,20 +60,13 @@ def falcon_masks(
     Returns:
         Layer name -> (U, P) bool at the exact budget.
     """
-    live = {name: stored_weight(layer_module(network, name)) for name in layouts}
-    dense = {name: weight.clone() for name, weight in live.items()}
     masks = {name: torch.ones(layout.shape, dtype=torch.bool) for name, layout in layouts.items()}
-    try:
+    with on_trial(network, layouts) as trial:
         for stage in range(1, stages + 1):
-            for name, layout in layouts.items():
-                kept = layout.expand_like(masks[name], live[name]).to(live[name].device)
-                live[name].copy_(torch.where(kept, dense[name], 0.0))
-            slopes = group_slopes(network, layouts, users, dense, batches, generator)
+            trial.put(masks)
+            slopes = group_slopes(network, layouts, users, trial.matrices, batches, generator)
             reached = ratio * (1 - (1 - stage / stages) ** 3)
             masks = _descend(slopes, masks, plan, layouts, reached, steps, ridge)
-    finally:
-        for name, weight in live.items():
-            weight.copy_(dense[name])
     return masks
 
 

@@ -21,11 +21,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.plan import Plan
-from crosspruner.hardware.weight_form import stored_weight
 from crosspruner.pruning.global_choice import choose_masks
 from crosspruner.pruning.group_slopes import group_slopes
+from crosspruner.pruning.trial_masks import dense_matrices, on_trial
 from crosspruner.pruning.walk import forward
 from crosspruner.solver.self_competition import SearchSettings, search
 from crosspruner.sparsity import GroupLayout
@@ -61,8 +60,7 @@ def graph_rl_masks(
     Returns:
         Layer name -> (U, P) bool at the exact budget: the best that any episode has met.
     """
-    live = {name: stored_weight(layer_module(network, name)) for name in layouts}
-    dense = {name: weight.clone() for name, weight in live.items()}
+    dense = dense_matrices(network, layouts)
     slopes = group_slopes(network, layouts, users, dense, batches, generator)
     worth = {n: slopes[n].double().square().mean(0).view(la.shape) for n, la in layouts.items()}
     images = torch.cat(list(batches))[:IMAGES]
@@ -73,23 +71,17 @@ def graph_rl_masks(
         scores = {n: worth[n] * own for n, own in zip(layouts, factors, strict=True)}
         return choose_masks(scores, plan, layouts, ratio)
 
-    with own_statistics(network):
+    with own_statistics(network), on_trial(network, layouts) as trial:
         before = forward(network, images).float().log_softmax(1)
 
         def value(action: Tensor) -> float:
-            for name, mask in masks_of(action).items():
-                kept = layouts[name].expand_like(mask, live[name]).to(live[name].device)
-                live[name].copy_(torch.where(kept, dense[name], 0.0))
+            trial.put(masks_of(action))
             now = forward(network, images).float().log_softmax(1)
             return -float(F.kl_div(now, before, log_target=True, reduction="batchmean"))
 
-        try:
-            found = search(
-                *(node_features(plan, layouts, worth), joined(sizes), value, generator, settings)
-            )
-        finally:
-            for name, weight in live.items():
-                weight.copy_(dense[name])
+        found = search(
+            *(node_features(plan, layouts, worth), joined(sizes), value, generator, settings)
+        )
     log.info(
         "graph_rl: divergence of the predictions %.4f without the agent, %.4f by the best of %d "
         "episodes",

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosspruner.errors import DataError, ModelError
+from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.matrix import operation_of, output_maps, padded_maps, window_of
+from crosspruner.pruning.function_calls import FunctionCalls
 from crosspruner.pruning.walk import forward
 from crosspruner.sparsity import GroupLayout
 
@@ -33,8 +35,8 @@ def group_slopes(
         network: in evaluation mode; not changed.
         layouts: the layers, with their groups.
         users: layer name -> names of the modules that use its weight.
-        weights: layer name -> (Cout, fan_in, ...) what beta_g multiplies; the network itself may
-            run with some of it zeroed.
+        weights: layer name -> (Cout, fan_in, ...) what beta_g multiplies, as `read_matrix` gives
+            it; the network itself may run with some of it zeroed.
         batches: calibration images.
         generator: CPU generator of the labels, which are drawn from the predictions.
 
@@ -42,30 +44,37 @@ def group_slopes(
         Layer name -> (images, U * P) sum over the group of weight * d loss_n / d weight.
 
     Raises:
-        ModelError: the network gives no (N, classes) output that gradients pass through.
+        ModelError: the network gives no (N, classes) output that gradients pass through, or a layer
+            that does not see whole images.
         DataError: gradients are not finite.
     """
-    modules = dict(network.named_modules())
     parts: dict[str, list[Tensor]] = {name: [] for name in layouts}
-    watchers = {
-        user: _Watcher(modules[user], layouts[name], weights[name])
-        for name in layouts
-        for user in users[name]
+    of_layer = {
+        name: dict.fromkeys(layer_module(network, user) for user in users[name]) for name in layouts
     }
-    hooks = [modules[user].register_forward_hook(watch) for user, watch in watchers.items()]
+    watchers = {
+        module: _Watcher(module, layouts[name], weights[name])
+        for name, modules in of_layer.items()
+        for module in modules
+    }
+    hooks = [module.register_forward_hook(watcher) for module, watcher in watchers.items()]
+    functions = FunctionCalls(
+        watchers, after=lambda m, call, y: watchers[m].watch(call.x, y, call.batch_dim)
+    )
     frozen = [p for p in network.parameters() if p.requires_grad]
     for parameter in frozen:
         parameter.requires_grad_(False)
     try:
         for images in batches:
-            _backward(network, images, generator)
-            for name in layouts:
-                slopes = [watchers[user].slopes for user in users[name] if watchers[user].calls]
+            for watcher in watchers.values():
+                watcher.begin(len(images))
+            with functions.watching():
+                _backward(network, images, generator)
+            for name, modules in of_layer.items():
+                slopes = [watchers[m].slopes for m in modules if watchers[m].calls]
                 if not slopes:
                     raise DataError(f"layer {name} was not run by any calibration batch")
                 parts[name].append(torch.stack(slopes).sum(0))
-            for watcher in watchers.values():
-                watcher.calls = 0
     finally:
         for hook in hooks:
             hook.remove()
@@ -86,14 +95,22 @@ class _Watcher:
         units, inputs = layout.shape
         numbers = torch.arange(units * inputs).view(units, inputs)
         self.group_of_kernel = layout.expand(numbers).flatten()
+        self.begin(0)
+
+    def begin(self, images: int) -> None:
+        """Forget what was seen: the next batch has this many images."""
+        self.images = images
         self.slopes = torch.zeros(0)
         self.calls = 0
 
     def __call__(self, module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+        return self.watch(args[0], output)
+
+    def watch(self, inputs: Tensor, output: Tensor, batch_dim: int = 0) -> Tensor:
         if not output.requires_grad:
             output = output.detach().requires_grad_()
-        inputs = args[0].detach()
-        output.register_hook(lambda gradient: self.note(inputs, gradient.detach()))
+        inputs = inputs.detach().movedim(batch_dim, 0)
+        output.register_hook(lambda g: self.note(inputs, g.detach().movedim(batch_dim, 0)))
         return output.clone() if output.is_leaf else output
 
     @torch.no_grad()
@@ -104,6 +121,13 @@ class _Watcher:
         chunk = max(1, _ENTRIES // entries)
         pairs = zip(x.split(chunk), g.split(chunk), strict=True)
         slopes = torch.cat([self._slopes(*pair) for pair in pairs])
+        if len(slopes) % self.images:
+            raise ModelError(
+                f"layer {self.layout.name} sees {len(slopes)} samples of {self.images} images: use "
+                "a solver that needs no slopes of single images, such as lgd_rpp or obs_group"
+            )
+        # Windows and output depths are samples of their own; those of one image stand together.
+        slopes = slopes.unflatten(0, (self.images, -1)).sum(1)
         self.slopes = self.slopes + slopes if self.calls else slopes
         self.calls += 1
 

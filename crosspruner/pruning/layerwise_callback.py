@@ -8,7 +8,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec
@@ -19,6 +19,7 @@ from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.network_solver import check_network_solver
 from crosspruner.pruning.procedure import ProcedureResult, prune_network
+from crosspruner.pruning.processes import copy_first, of_first
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import PruningSchedule
 
@@ -38,7 +39,8 @@ class LayerwisePruning(PruningCallback):
         settings: solver, reorder, refit.
         calibration_images: how many images the moments are taken from, >= 1.
         calibration: batches of images as the network sees them in use; None = of the trainer's
-            datamodule (`calibration_batches`), or the first ones of the training loader.
+            datamodule (`calibration_batches`), or the first ones of the training loader. Of several
+            processes the first one's are taken.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -94,6 +96,7 @@ class LayerwisePruning(PruningCallback):
         network = self.network(pl_module)
         result, pruned_copy = self.decide(trainer, pl_module)
         network.load_state_dict(pruned_copy.state_dict())
+        copy_first(network)  # sums on a GPU may differ in their last digits
         self.layouts = result.layouts
         # What was pruned waits at zero: the refit has made up for it.
         self.layers = {
@@ -108,7 +111,7 @@ class LayerwisePruning(PruningCallback):
         """What the procedure makes of the network as it is now, and its pruned copy."""
         assert self.dense_plan is not None
         network = self.network(pl_module)
-        batches = read_batches(self._calibration(trainer), network)
+        batches = agreed_batches(self._calibration(trainer), network)
         pruned_copy = bare_copy(network)
         result = prune_network(
             *(pruned_copy, bare_copy(network), self.dense_plan, self.layouts, self.ratio),
@@ -143,6 +146,20 @@ def calibration_batches(trainer: pl.Trainer, images: int) -> Iterable[Any]:
     assert loader is not None
     size = getattr(loader, "batch_size", None) or 1
     return islice(loader, -(-images // size))
+
+
+def agreed_batches(loader: Iterable[Any], network: nn.Module) -> list[Tensor]:
+    """Calibration images that are the same on every process, and the same network to run them on.
+
+    The training loader gives each process images of its own, and the running statistics of batch
+    norms have seen those alone: all take what the first process has.
+
+    Args:
+        loader: as `read_batches` takes it.
+        network: its parameters and buffers become those of the first process.
+    """
+    copy_first(network)
+    return of_first(read_batches(loader, network))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from crosspruner.hardware.matrix import from_matrix, operation_of, to_matrix
+from crosspruner.hardware.matrix import from_matrix, operation_of, stored_as_matrix, to_matrix
 from crosspruner.hardware.weight_form import centred, form_of, stored_weight
 from crosspruner.sparsity import GroupLayout
 
@@ -31,6 +31,7 @@ class MaskedLayer:
         self.dormant = torch.zeros_like(self.weight, requires_grad=False)
         self._keep: Tensor | None = None
         self._operation = operation_of(module)
+        self._stored_as_matrix = stored_as_matrix(module)
         self._groups = layout.conv_groups
         self._standardised = form_of(module) == "standardised"
 
@@ -47,31 +48,32 @@ class MaskedLayer:
         return self._keep
 
     def spread(self, values: Tensor) -> Tensor:
-        """(U, P) values of the groups as a tensor that broadcasts against the weight."""
-        matrix = self._matrix(self.weight)
+        """One value per group as a tensor that broadcasts against the weight.
+
+        Args:
+            values: (U, P), any dtype.
+        """
+        matrix = self.matrix(self.weight)
         spread = self.layout.expand_like(values, matrix)
-        if not self._rearranged:
+        if self._stored_as_matrix:
             return spread
         shape = tuple(self.weight.shape)
         return from_matrix(self._operation, spread.expand_as(matrix), shape, self._groups)
 
     def sum_by_group(self, values: Tensor) -> Tensor:
         """(U, P) sums over each group of a tensor of the weight's shape."""
-        return self.layout.sum_by_group(self._matrix(values))
+        return self.layout.sum_by_group(self.matrix(values))
 
-    @property
-    def _rearranged(self) -> bool:
-        # Not by shape: a transposed convolution's may be that of its matrix.
-        return self._operation not in ("linear", "conv1d", "conv2d")
-
-    def _matrix(self, weight: Tensor) -> Tensor:
+    def matrix(self, values: Tensor) -> Tensor:
         """A tensor of the weight's shape as (Cout, fan_in, ...)."""
-        return to_matrix(self._operation, weight, self._groups) if self._rearranged else weight
+        if self._stored_as_matrix:
+            return values
+        return to_matrix(self._operation, values, self._groups)
 
     @torch.no_grad()
     def latent(self) -> Tensor:
         """The weight with the pruned groups' waiting values in place, (Cout, fan_in, ...)."""
-        return self._matrix(self._latent())
+        return self.matrix(self._latent())
 
     def _latent(self) -> Tensor:
         return self.weight.detach() + self.dormant

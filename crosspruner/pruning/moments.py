@@ -2,7 +2,9 @@
 
 One streaming pass takes in the layer's input patches x~ (of the pruned network) and its outputs y
 (of the dense network, without bias) and sums x~ x~', x~ y', y^2, x~ and y in float64. Memory does
-not grow with the number of images, and sums of several processes add up.
+not grow with the number of images, and sums of several processes add up. Products are taken in the
+inputs' own precision, about a fixed point near the mean: a mean far above the variation would cost
+the variation its digits.
 
 Rows stand in the order of the input groups: input FMs in the layer's order, Kin at a time, the last
 group padded with dead rows, so that every group has w = Kin * kernel positions of them. A matrix
@@ -188,6 +190,9 @@ class MomentSums:
         self.placed_groups = self.runs * -(-layout.input_groups // self.runs)
         bands, rows = layout.conv_groups * self.runs, self.placed_groups // self.runs * width
         outputs = layout.outputs_per_conv_group
+        self.point: tuple[Tensor, Tensor] | None = None
+        """Mean of each input FM (1, Cin, 1, 1) and output FM (1, Cout, 1) over the first images:
+        the sums are about it."""
         new = torch.zeros(0, dtype=torch.float64, device=next(module.parameters()).device).new_zeros
         self.sums: dict[str, Tensor] = {
             "second": new(bands, rows, rows),
@@ -221,14 +226,17 @@ class MomentSums:
     def _add(self, x: Tensor, y: Tensor, positions: Tensor) -> None:
         layout = self.layout
         dtype = torch.promote_types(x.dtype, torch.float32)
-        x = x.to(dtype).reshape(len(x), layout.conv_groups, layout.fan_in, *x.shape[2:])
+        x, y = x.to(dtype), y.to(dtype)
+        if self.point is None:
+            self.point = x.mean((0, 2, 3), keepdim=True), y.mean((0, 2), keepdim=True)
+        x, y = x - self.point[0], y - self.point[1]
+        x = x.reshape(len(x), layout.conv_groups, layout.fan_in, *x.shape[2:])
         x = _place(x.transpose(0, 1), layout, 2, self.placed_groups).transpose(0, 1).flatten(1, 2)
         if operation_of(self.module) == "linear":
             x = x.flatten(2)
         else:
             kernel, stride, dilation = window_of(self.module)
             x = F.unfold(x, kernel, dilation, 0, stride)
-        y = y.to(dtype)
         if len(positions) < x.shape[2]:
             x = x[:, :, positions]
         bands = len(self.sums["second"])
@@ -244,7 +252,11 @@ class MomentSums:
 
     def merge(self, other: "MomentSums") -> None:
         """Add the sums of another process or another part of the data."""
-        for name, value in other.sums.items():
+        if other.point is None:
+            return
+        if self.point is None:
+            self.point = other.point
+        for name, value in other._about(self.point).items():
             self.sums[name] += value
 
     def average(self) -> Moments:
@@ -261,8 +273,40 @@ class MomentSums:
                 f"layer {self.layout.name} meets NaN or Inf on the calibration images: check the "
                 "weights and the scale of the images"
             )
-        means = {k: v / samples for k, v in self.sums.items() if k != "samples"}
+        assert self.point is not None
+        origin = torch.zeros_like(self.point[0]), torch.zeros_like(self.point[1])
+        raw = self._about(origin)
+        means = {k: v.div_(samples) for k, v in raw.items() if k != "samples"}
         return Moments(**means, samples=samples, layout=self.layout)
+
+    def _about(self, point: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+        """The sums about another point, in float64; all but the count are new tensors."""
+        assert self.point is not None
+        own, n = self.sums, self.sums["samples"]
+        pairs = zip(self.point, point, strict=True)
+        x, y = (mine.double() - other.double() for mine, other in pairs)
+        x = self._rows_of(x)  # (B, d)
+        y = y.view(self.layout.conv_groups, -1)
+        bands = y.repeat_interleave(self.runs, 0)
+        sum_out = own["mean_out"].repeat_interleave(self.runs, 0)
+        sum_in = own["mean_in"] + n * x
+        # sum of (u + x)(v + y)' = sum of u v' + x (sum of v)' + (sum of u + n x) y'
+        left = torch.stack([x, sum_in], 2)
+        return {
+            "second": own["second"].baddbmm(left, torch.stack([own["mean_in"], x], 1)),
+            "cross": own["cross"].baddbmm(left, torch.stack([sum_out, bands], 1)),
+            "energy": own["energy"] + y * (2 * own["mean_out"] + n * y),
+            "mean_in": sum_in,
+            "mean_out": own["mean_out"] + n * y,
+            "samples": n,
+        }
+
+    def _rows_of(self, fms: Tensor) -> Tensor:
+        """One value per input FM, (1, Cin, 1, 1), for each of the rows (B, d)."""
+        fms = fms.view(self.layout.conv_groups, -1, 1)
+        placed = _place(fms, self.layout, 1, self.placed_groups)
+        rows = placed.expand(-1, -1, self.width // self.layout.kin)
+        return rows.reshape(len(self.sums["second"]), -1)
 
 
 def _fm_shape(weight: Tensor) -> tuple[int, int]:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.plan import Plan
 from crosspruner.pruning.budget import check_ratio, settle, units_of
+from crosspruner.pruning.trial_masks import dense_matrices, on_trial
 from crosspruner.pruning.walk import forward
 from crosspruner.solver.multiple_choice import choose_levels
 from crosspruner.sparsity import GroupLayout, project
@@ -54,8 +54,8 @@ def performance_aware_masks(
     """
     target = check_ratio(plan, layouts, ratio)
     unit, blocks, most = units_of(layouts)
-    modules = {name: layer_module(network, name) for name in layouts}
-    scores = {n: _norms(modules[n], layout) for n, layout in layouts.items()}
+    matrices = dense_matrices(network, layouts)
+    scores = {n: _norms(matrices[n], layout) for n, layout in layouts.items()}
     seen = torch.cat(list(batches))[:IMAGES].split(len(batches[0]))
     before = [forward(network, images).float().log_softmax(1) for images in seen]
     edges, losses = [], []
@@ -65,7 +65,7 @@ def performance_aware_masks(
         losses.append(
             torch.tensor(
                 [
-                    _loss_alone(network, modules[name], scores[name], int(b), layout,
+                    _loss_alone(network, name, _edge(scores[name], int(b), layout), layout,
                                 seen, before)
                     for b in steps
                 ]
@@ -90,33 +90,24 @@ def _edge(scores: Tensor, blocks: int, layout: GroupLayout) -> Tensor:
     return project(scores, blocks, layout)  # too few for the best group of every output
 
 
-def _norms(module: nn.Module, layout: GroupLayout) -> Tensor:
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    return layout.sum_by_group(weight.detach().double().square()).sqrt().cpu()
+def _norms(matrix: Tensor, layout: GroupLayout) -> Tensor:
+    return layout.sum_by_group(matrix.double().square()).sqrt().cpu()
 
 
 def _loss_alone(
     network: nn.Module,
-    module: nn.Module,
-    scores: Tensor,
-    blocks: int,
+    name: str,
+    mask: Tensor,
     layout: GroupLayout,
     batches: Sequence[Tensor],
     before: Sequence[Tensor],
 ) -> float:
     """KL divergence of the predictions, mean over images, with this layer alone pruned."""
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    dense = weight.clone()
-    kept = layout.expand_like(_edge(scores, blocks, layout), weight).to(weight.device)
-    weight.masked_fill_(~kept, 0.0)
-    try:
+    with on_trial(network, {name: layout}) as trial:
+        trial.put({name: mask})
         total = sum(
             float(F.kl_div(forward(network, x).float().log_softmax(1), old, log_target=True,
                            reduction="sum"))
             for x, old in zip(batches, before, strict=True)
         )  # fmt: skip
-    finally:
-        weight.copy_(dense)
     return total / sum(len(images) for images in batches)

@@ -146,7 +146,8 @@ class StepPruner(Pruner):
 
     def _refresh(self) -> None:
         for state in self.states.values():
-            state.average(mean_of_all)
+            if is_distributed():
+                state.average(mean_of_all)
             state.refresh()
 
     def _watcher(self, state: LayerState, rows: int) -> Any:

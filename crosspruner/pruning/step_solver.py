@@ -143,6 +143,9 @@ class LayerState:
         """Replace what was watched by its mean over all processes."""
         if self.moment is not None:
             self.moment.moment = mean(self.moment.moment)
+            # A process that skipped a batch has seen less: each counts by what it has seen.
+            seen = torch.tensor(self.moment.seen, dtype=self.moment.moment.dtype)
+            self.moment.seen = float(mean(seen.to(self.moment.moment.device)))
         if self.fisher is not None:
             self.fisher.average = mean(self.fisher.average)
 

@@ -335,6 +335,14 @@ def test_effects_on_arrays_have_no_weights():
         device_weights(pruned_plan(network(), "folded"), network(), Device(adc_bits=8), [0])
 
 
+@pytest.mark.parametrize("layer", [nn.ConvTranspose2d(4, 4, 3), nn.Conv3d(4, 4, 1)])
+def test_weights_stored_in_another_order_than_their_matrix_are_refused(layer):
+    shape = (4, 5, 5) if isinstance(layer, nn.ConvTranspose2d) else (4, 2, 5, 5)
+    plan = plan_model(layer, shape, Crossbar(8, 8, differential=True), "folded", exclude=())
+    with pytest.raises(ConfigError, match="no plain parameter in the shape of its matrix"):
+        device_weights(plan, layer, Device(weight_bits=4), [0])
+
+
 def test_placement_by_hand():
     # One weight per column of a row; the cell of column 0 is stuck off. The smallest weight, in
     # column 2, takes it.

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from crosspruner.pruning.curvature import RunningFisher, RunningMoment, draw_patches, saliency
+from crosspruner.pruning.masked_layer import MaskedLayer
+from crosspruner.pruning.step_solver import LayerState, StepSettings
 from crosspruner.sparsity import GroupLayout
 
 
@@ -82,6 +84,39 @@ def test_the_moving_average_of_equal_batches_is_their_moment():
     average = moment.moment / moment.seen
     assert average[0].tolist() == [[1.0, 2.0], [2.0, 4.0]]
     assert average[1].tolist() == [[9.0, 12.0], [12.0, 16.0]]
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])  # 1e30: its square is not finite
+def test_a_batch_that_is_not_finite_is_skipped(value):
+    layer = nn.Linear(2, 2)
+    moment = RunningMoment(layer, GroupLayout("0", "column", 2, 2, 1, 1, 1), rows=4, memory=0.5)
+    bad = torch.tensor([[1.0, value]])
+    moment.update(bad, torch.Generator())
+    assert moment.seen == 0
+    moment.update(torch.tensor([[1.0, 2.0]]), torch.Generator())
+    moment.update(bad, torch.Generator())
+    assert (moment.moment / moment.seen).tolist() == [[[1.0, 2.0], [2.0, 4.0]]]
+    assert bool(moment.inverse_blocks().isfinite().all())
+
+
+def test_processes_count_by_what_they_have_seen():
+    layout = GroupLayout("0", "column", 2, 2, 1, 1, 1)
+    settings = StepSettings(moment_rows=4)
+    states = [
+        LayerState(MaskedLayer(nn.Linear(2, 2), layout), settings, torch.Generator())
+        for _ in range(2)
+    ]
+    moments = [state.moment for state in states]
+    batch = torch.tensor([[1.0, 2.0]])
+    moments[0].update(batch, torch.Generator())
+    moments[1].update(batch * torch.nan, torch.Generator())
+    held = [[moment.moment.clone(), torch.tensor(moment.seen)] for moment in moments]
+    for state in states:
+        means = iter([sum(values) / 2 for values in zip(*held, strict=True)])
+        state.average(lambda value, means=means: next(means) if value.dim() != 1 else value)
+    for moment in moments:
+        found = moment.moment / moment.seen
+        torch.testing.assert_close(found, torch.tensor([[[1.0, 2.0], [2.0, 4.0]]]))
 
 
 def test_a_wide_layer_is_cut_into_runs_of_whole_groups():

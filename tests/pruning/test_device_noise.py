@@ -30,6 +30,8 @@ class Net(pl.LightningModule):
 
     def on_before_optimizer_step(self, optimizer):
         self.clean.append(self.net[0].weight.detach().clone())
+        slope = self.net[0].weight.grad
+        self.slope = None if slope is None else slope.clone()
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=self.rate)
@@ -52,10 +54,10 @@ class Transposed(Net):
         self.clean.append(self.net[1].weight.detach().clone())
 
 
-def fit(device, ratio=0.0, rate=0.1, epochs=1, seed=0, net=Net, **schedule):
+def fit(device, ratio=0.0, rate=0.1, epochs=1, seed=0, kind=Net, accumulate=1, **schedule):
     torch.manual_seed(1)
     loader = DataLoader(TensorDataset(torch.randn(8, 12), torch.randint(3, (8,))), batch_size=4)
-    module = net(rate)
+    module = kind(rate)
     pruning = CrossbarPruning(
         Crossbar(4, 4, differential=True), ratio=ratio, input_shape=(12,), root="net", exclude=(),
         schedule=PruningSchedule(**schedule) if schedule else None,
@@ -63,7 +65,7 @@ def fit(device, ratio=0.0, rate=0.1, epochs=1, seed=0, net=Net, **schedule):
     pl.Trainer(
         max_epochs=epochs, callbacks=[pruning, DeviceNoise(device, pruning, seed)], logger=False,
         enable_progress_bar=False, enable_checkpointing=False, enable_model_summary=False,
-        accelerator="cpu",
+        accelerator="cpu", accumulate_grad_batches=accumulate,
     ).fit(module, loader)  # fmt: skip
     return module, pruning
 
@@ -113,7 +115,7 @@ def test_noise_waits_for_fine_tuning_and_leaves_pruned_weights_zero():
 
 def test_a_square_transposed_convolution_keeps_its_zeros_under_noise():
     module, pruning = fit(
-        Device(lognormal=0.2), ratio=0.3, epochs=4, net=Transposed,
+        Device(lognormal=0.2), ratio=0.3, epochs=4, kind=Transposed,
         dense_epochs=1, prune_epochs=2, finetune_epochs=1, warmup=0.0,
     )  # fmt: skip
     kept = pruning.plan.layer("1").kept.T  # (input, output), as its weight
@@ -163,6 +165,43 @@ def test_batch_norms_are_those_of_weights_without_chance(device):
 def test_array_effects_are_left_out():
     module, _ = fit(Device(adc_bits=4, read_noise=0.1, wire_ohms=1.0))
     assert all(torch.equal(s, c) for s, c in zip(module.seen, module.clean, strict=True))
+
+
+class Skips(Net):
+    """Gives no loss for one of the two batches of an epoch."""
+
+    skipped = 0
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return None if batch_idx == self.skipped else loss
+
+
+class SkipsSecond(Skips):
+    skipped = 1
+
+
+NO_LOSS = pytest.mark.filterwarnings("ignore:.*training_step. returned .None")
+
+
+@NO_LOSS
+@pytest.mark.parametrize("kind", [Skips, SkipsSecond])
+def test_a_step_without_a_loss_leaves_the_weights_as_they_were(kind):
+    module, _ = fit(Device(lognormal=0.2), rate=0.0, epochs=2, kind=kind)
+    start = Net().net[0].weight
+    assert not torch.equal(module.seen[0], start)
+    assert all(torch.equal(clean, start) for clean in module.clean)
+    assert torch.equal(module.net[0].weight, start)
+
+
+@NO_LOSS
+def test_a_step_on_accumulated_gradients_is_taken_on_the_weights_themselves():
+    module, _ = fit(Device(lognormal=0.2), kind=SkipsSecond, accumulate=2)
+    start = Net().net[0].weight
+    assert torch.equal(module.clean[0], start)
+    step = module.net[0].weight - start
+    assert bool(step.any())
+    torch.testing.assert_close(step, -0.1 * module.slope)
 
 
 def test_a_failing_step_leaves_the_weights_as_they_were():

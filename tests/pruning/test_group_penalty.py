@@ -1,5 +1,6 @@
 """The proximal step of the group penalty, by hand and against the penalty it belongs to."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -24,14 +25,30 @@ def test_by_hand():
     torch.testing.assert_close(masked.weight.detach(), expected)
 
 
-def test_a_square_transposed_convolution_by_hand():
-    # (input, output); of output 0, input 1 loses 2.5
-    module = nn.ConvTranspose2d(2, 2, 1, bias=False)
-    module.weight.data = torch.tensor([[1.0, 2.0], [3.0, 4.0]])[..., None, None]
-    masked = MaskedLayer(module, GroupLayout("up", "column", 2, 2, 1, 1, 1))
-    shrink(masked, torch.tensor([[False, True], [False, False]]), 2.5)
-    expected = torch.tensor([[1.0, 2.0], [0.5, 4.0]])
-    torch.testing.assert_close(masked.weight.detach()[..., 0, 0], expected)
+@pytest.mark.parametrize("outputs", [6, 4])
+def test_transposed_convolutions_shrink_the_kernels_of_the_group(outputs):
+    module = nn.ConvTranspose2d(6, outputs, 3)
+    nn.init.constant_(module.weight, 0.5)
+    masked = MaskedLayer(module, GroupLayout("t", "column", outputs, 6, 1, 2, 2))
+    penalised = torch.zeros(masked.layout.shape, dtype=torch.bool)
+    penalised[1, 0] = True  # output 1 from inputs 0 and 1
+    shrink(masked, penalised, 0.125)
+    expected = torch.full_like(module.weight, 0.5)  # stored as (input, output)
+    expected[:2, 1] = 0.375
+    torch.testing.assert_close(module.weight.detach(), expected.detach())
+
+
+def test_convolutions_in_three_dimensions_shrink_the_kernels_of_the_group():
+    module = nn.Conv3d(2, 3, 2)
+    nn.init.constant_(module.weight, 0.5)
+    # Input FMs are (channel, depth): the group holds channel 1.
+    masked = MaskedLayer(module, GroupLayout("t", "column", 3, 4, 1, 2, 2))
+    penalised = torch.zeros(masked.layout.shape, dtype=torch.bool)
+    penalised[2, 1] = True
+    shrink(masked, penalised, 0.125)
+    expected = torch.full_like(module.weight, 0.5)
+    expected[2, 1] = 0.375
+    torch.testing.assert_close(module.weight.detach(), expected.detach())
 
 
 def test_it_is_the_minimum_of_the_penalty_and_the_distance():

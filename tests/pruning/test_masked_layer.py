@@ -1,5 +1,6 @@
 """A layer under its mask: what is pruned waits, what is revived comes back."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -23,14 +24,22 @@ def test_pruned_weights_are_zero_and_come_back():
     assert layer.weight.tolist() == [[0.0, 2.0], [3.0, 4.0]]
 
 
-def test_a_square_transposed_convolution_is_pruned_by_output():
-    # Its weight is (input, output): output 0 loses input 1.
-    module = nn.ConvTranspose2d(2, 2, 1, bias=False)
-    with torch.no_grad():
-        module.weight.copy_(torch.tensor([[1.0, 2.0], [3.0, 4.0]])[..., None, None])
-    layer = MaskedLayer(module, GroupLayout("0", "column", 2, 2, 1, 1, 1))
-    layer.set_mask(torch.tensor([[True, False], [True, True]]))
-    assert layer.weight[..., 0, 0].tolist() == [[1.0, 2.0], [0.0, 4.0]]
+@pytest.mark.parametrize(
+    ("module", "kernels"),
+    [
+        (nn.ConvTranspose2d(4, 4, 3), [[2, 1], [3, 1]]),  # stored as (input, output)
+        (nn.ConvTranspose2d(4, 2, 3), [[2, 1], [3, 1]]),
+        (nn.ConvTranspose1d(4, 4, 2), [[2, 1], [3, 1]]),
+        (nn.Conv2d(4, 4, 3), [[1, 2], [1, 3]]),
+    ],
+    ids=["square", "narrowing", "one axis", "plain"],
+)
+def test_a_mask_acts_on_the_kernels_between_its_feature_maps(module, kernels):
+    layer = MaskedLayer(module, GroupLayout("0", "column", module.out_channels, 4, 1, 2, 1))
+    mask = torch.ones(layer.layout.shape, dtype=torch.bool)
+    mask[1, 1] = False  # output 1 from inputs 2 and 3
+    layer.set_mask(mask)
+    assert (layer.weight == 0).flatten(2).all(2).nonzero().tolist() == kernels
 
 
 def test_the_slope_counts_pruned_groups_too_and_their_gradient_is_dropped():

@@ -118,6 +118,60 @@ def test_float32_images_are_summed_to_nearly_float64():
     torch.testing.assert_close(sums.average().second[0], exact, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("mean", [100.0, 3000.0])
+@pytest.mark.parametrize("conv_groups", [1, 2])
+@pytest.mark.parametrize("max_bytes", [2**30, 8 * 2 * 8 * 8], ids=["whole", "cut"])
+def test_a_mean_far_above_the_variation_costs_it_no_digits(mean, conv_groups, max_bytes):
+    layer = nn.Conv2d(10, 4, 2, groups=conv_groups, bias=False).double()
+    fan_in = 10 // conv_groups
+    order = torch.arange(fan_in).flip(0).expand(conv_groups, -1)
+    layout = conv_layout(layer, 2, order=order)
+    images = (mean * (1 + torch.arange(10.0).view(1, -1, 1, 1) / 10) + normal(40, 10, 5, 5)).float()
+    patches, _, outputs = brute_force(layer, images.double())
+    sums, exact = MomentSums(layer, layout, max_bytes), MomentSums(layer, layout, max_bytes)
+    for part in range(0, 40, 8):
+        sums.update(images[part : part + 8], outputs[part : part + 8].float())
+        exact.update(images[part : part + 8].double(), outputs[part : part + 8].float().double())
+    found, expected = sums.average(), exact.average()
+    for name in ("second", "cross", "energy"):
+        ours, theirs = (getattr(m.centred(), name) for m in (found, expected))
+        assert float((ours - theirs).norm() / theirs.norm()) < 1e-6, name
+    for name in ("second", "cross", "energy", "mean_in", "mean_out"):
+        torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-8, atol=0)
+    if found.runs == 1:
+        flat = patches.flip(2).flatten(2)
+        flat = flat - flat.mean(1, keepdim=True)
+        live = flat.shape[2]
+        own = found.centred().second[:, :live, :live]
+        truth = flat.mT @ flat / flat.shape[1]
+        assert float((own - truth).norm() / truth.norm()) < 1e-6
+        assert not found.second[:, live:].any()
+
+
+def test_merged_sums_about_other_points_are_those_of_one_process():
+    layer = nn.Linear(4, 3)
+    layout = GroupLayout("layer", "column", 3, 4, 1, 2, 1)
+    images, outputs = normal(90, 4).float() + 1000, normal(90, 3, seed=1).float() - 500
+    images[50:] += 3
+    outputs[50:] *= -1
+    parts = [MomentSums(layer, layout) for _ in range(3)]
+    parts[0].update(images[:50], outputs[:50])
+    parts[1].update(images[50:], outputs[50:])
+    parts[0].merge(parts[2])  # which has seen nothing
+    parts[0].merge(parts[1])
+    parts[2].merge(parts[0])
+    x, y = images.double(), outputs.double()
+    for moments in (parts[0].average(), parts[2].average()):
+        assert moments.samples == 90
+        torch.testing.assert_close(moments.second[0], x.T @ x / 90, rtol=1e-10, atol=0)
+        torch.testing.assert_close(moments.cross[0], x.T @ y / 90, rtol=1e-8, atol=0)
+        torch.testing.assert_close(moments.energy[0], y.square().mean(0), rtol=1e-10, atol=0)
+        torch.testing.assert_close(moments.mean_in[0], x.mean(0), rtol=1e-10, atol=0)
+        torch.testing.assert_close(moments.mean_out[0], y.mean(0), rtol=1e-8, atol=0)
+        held = torch.cov(x.T, correction=0)
+        torch.testing.assert_close(moments.centred().second[0], held, rtol=1e-6, atol=1e-6)
+
+
 def test_merged_sums_are_those_of_one_process():
     layer = nn.Linear(4, 3).double()
     layout = GroupLayout("layer", "column", 3, 4, 1, 2, 1)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 import crosspruner as cp
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import plan_model
+from crosspruner.hardware.attention import layer_module
+from crosspruner.hardware.matrix import operation_of, to_matrix
 from crosspruner.pruning.budget import prunable_layers
 from crosspruner.pruning.falcon import _descend
 from crosspruner.pruning.global_choice import block_values, choose_blocks, choose_masks
@@ -17,6 +19,8 @@ from crosspruner.pruning.graph_rl import graph_rl_masks, joined, own_statistics
 from crosspruner.pruning.group_slopes import group_slopes
 from crosspruner.pruning.layerwise import users_of
 from crosspruner.pruning.network_solver import NETWORK_SOLVERS
+from crosspruner.pruning.performance_aware import performance_aware_masks
+from crosspruner.pruning.trial_masks import dense_matrices, on_trial
 from crosspruner.sparsity import GroupLayout
 
 
@@ -80,6 +84,103 @@ def test_slopes_are_those_of_autograd_image_by_image(grain):
             expected = layout.sum_by_group(weight.detach() * weight.grad).flatten()
             torch.testing.assert_close(found[name][n], expected, rtol=1e-4, atol=1e-6)
     assert "shared" in layouts  # a module that runs twice
+
+
+class Attends(nn.Module):
+    """Attention over tokens, whose projections no module computes."""
+
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Linear(6, 12)
+        self.attention = nn.MultiheadAttention(12, 2, batch_first=True)
+        self.last = nn.Linear(12, 4)
+
+    def forward(self, x):
+        x = self.first(x)
+        return self.last((x + self.attention(x, x, x, need_weights=False)[0]).mean(1))
+
+
+def of_kind(kind):
+    """A small network with one unusual layer, that layer's name, and four images."""
+    torch.manual_seed(0)
+    if kind == "attention":
+        return Attends().eval(), "attention.in_proj", images(4)[:, :, 0].mT.repeat(1, 1, 3)
+    middle, shape = {
+        "transposed": (nn.ConvTranspose2d(6, 4, 3, 2, 1), (2, 5, 5)),
+        "transposed, square": (nn.ConvTranspose2d(6, 6, 3, 2, 1), (2, 5, 5)),
+        "transposed, groups": (nn.ConvTranspose2d(6, 4, 3, groups=2), (2, 5, 5)),
+        "depth": (nn.Conv3d(6, 4, 3, padding=1), (2, 4, 5, 5)),
+        "weight norm": (nn.utils.parametrizations.weight_norm(nn.Conv2d(6, 6, 3)), (2, 5, 5)),
+    }[kind]
+    first, pool = nn.Conv2d(2, 6, 3, padding=1), nn.AdaptiveAvgPool2d(1)
+    if len(shape) == 4:
+        first, pool = nn.Conv3d(2, 6, 3, padding=1), nn.AdaptiveAvgPool3d(1)
+    last = nn.Linear(middle.out_channels, 4)
+    network = nn.Sequential(first, nn.ReLU(), middle, nn.Tanh(), pool, nn.Flatten(), last)
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+    return network.eval(), "2", x
+
+
+KINDS = ["transposed", "transposed, square", "transposed, groups", "depth", "attention"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_slopes_are_those_of_the_matrix_whatever_the_layer(kind):
+    network, name, x = of_kind(kind)
+    plan = plan_model(network, x.shape[1:], "8x4", "folded", "column", exclude=())
+    layouts = {name: prunable_layers(plan, "column")[name]}
+    module = layer_module(network, name)
+    weights = dense_matrices(network, layouts)
+    draw = torch.Generator().manual_seed(3)
+    found = group_slopes(network, layouts, {name: [name]}, weights, [x], draw)[name]
+    labels = torch.multinomial(
+        network(x).softmax(1), 1, generator=torch.Generator().manual_seed(3)
+    ).squeeze(1)
+    for n in range(len(x)):
+        network.zero_grad()
+        F.cross_entropy(network(x[n : n + 1]), labels[n : n + 1]).backward()
+        product = module.weight.detach() * module.weight.grad
+        matrix = to_matrix(operation_of(module), product, getattr(module, "groups", 1))
+        expected = layouts[name].sum_by_group(matrix).flatten()
+        torch.testing.assert_close(found[n], expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [*KINDS, "weight norm"])
+def test_masks_on_trial_zero_the_layers_matrix_and_leave_no_trace(kind):
+    network, name, x = of_kind(kind)
+    plan = plan_model(network, x.shape[1:], "8x4", "folded", "column", exclude=())
+    layout = prunable_layers(plan, "column")[name]
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    mask = torch.rand(layout.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    with on_trial(network, {name: layout}) as trial:
+        dense = trial.matrices[name].clone()
+        trial.put({name: mask})
+        left = dense_matrices(network, [name])[name]
+        torch.testing.assert_close(left, dense * layout.expand_like(mask, dense))
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+@pytest.mark.parametrize("solver", list(NETWORK_SOLVERS))
+@pytest.mark.parametrize("kind", ["transposed", "depth", "attention"])
+def test_every_solver_prunes_layers_that_are_no_plain_matrix(solver, kind):
+    network, _, x = of_kind(kind)
+    given = {"solver": solver, "budget": "global", "ratio": 0.2}
+    result = cp.prune(network, [x], "8x4", "folded", **given)
+    assert abs(result.saved - 0.2) * result.dense_plan.compute_crossbars <= 3
+
+
+def test_a_layer_with_weight_norm_is_measured_as_the_plain_one():
+    normed, _, x = of_kind("weight norm")
+    plain, _, _ = of_kind("weight norm")
+    nn.utils.parametrize.remove_parametrizations(plain[2], "weight")
+    masks = []
+    for network in (normed, plain):
+        plan = plan_model(network, x.shape[1:], "8x4", "folded", "column", exclude=())
+        layouts = prunable_layers(plan, "column")
+        found = performance_aware_masks(network, plan, layouts, {}, 0.4, [x], torch.Generator())
+        masks.append(found)
+    assert all(torch.equal(masks[0][n], masks[1][n]) for n in masks[1])
+    assert not bool(masks[0]["2"].all())
 
 
 def test_blocks_are_worth_the_sums_of_their_columns():

@@ -61,11 +61,26 @@ def test_both_hold_the_same_masks_and_the_plan_of_one_process_at_the_same_global
             assert torch.equal(mask, first["masks"][name]), name
 
 
+def torchrun(folder, processes, script, *given):
+    """torchrun starts the processes."""
+    command = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
+    return run(folder, processes, *command, SCRIPT.with_name(script), folder, *given)
+
+
 def loop(folder, processes, solver):
-    """torchrun starts the processes of a plain loop."""
-    torchrun = ("-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}")
-    script = SCRIPT.with_name("ddp_loop_script.py")
-    return run(folder, processes, *torchrun, script, folder, solver)
+    """A plain loop."""
+    return torchrun(folder, processes, "ddp_loop_script.py", solver)
+
+
+def test_processes_that_see_other_images_prune_at_once_alike(tmp_path):
+    kinds = ("lgd_rpp", "magnitude", "both")
+    first, second = torchrun(tmp_path / "two", 2, "ddp_layerwise_script.py", *kinds)
+    for kind in kinds:
+        for name, mask in first[kind]["masks"].items():
+            assert torch.equal(mask, second[kind]["masks"][name]), (kind, name)
+        assert not all(bool(mask.all()) for mask in first[kind]["masks"].values())
+        for name, weight in first[kind]["weights"].items():
+            assert torch.equal(weight, second[kind]["weights"][name]), (kind, name)
 
 
 @pytest.mark.parametrize(("solver", "exact"), [("taylor", True), ("lgd_rpp", False)])
