@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from crosspruner.hardware import MappingSpec, plan_model
 from crosspruner.pruning.layer_problem import layer_problem
-from crosspruner.pruning.moments import MomentSums
+from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.walk import Stop, run_to, stops
 from crosspruner.solver import LayerProblem, choose_mask, exhaustive, lgd_rpp
 from crosspruner.solver.greedy import greedy_elimination

@@ -98,4 +98,8 @@ def _refit_problem(moments: Moments, weight: Tensor, scale: Tensor, damping: flo
     columns = (target[0] * scale).T[table.clamp(min=0)] * (table >= 0).unsqueeze(2)
     constant = (moments.energy[0] + pull[0, 0] * old[0].square().sum(0)) * scale.square()
     constant = (constant[table.clamp(min=0)] * (table >= 0)).sum(1)
-    return RefitProblem(system[0], columns.mT.contiguous(), constant, layout.input_groups)
+    return RefitProblem(
+        *(system[0], columns.mT.contiguous(), constant, layout.input_groups),
+        patches=moments.patches,
+        ridge=float(pull),
+    )

@@ -11,7 +11,8 @@ from crosspruner.errors import ModelError
 from crosspruner.hardware.weight_form import attainable, form_of, read_matrix, write_matrix
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.mask_choice import choose_layer_mask
-from crosspruner.pruning.moments import MAX_BYTES, Moments, MomentSums
+from crosspruner.pruning.moment_sums import MAX_BYTES, MomentSums
+from crosspruner.pruning.moments import Moments
 from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
 from crosspruner.pruning.targets import Targets
 from crosspruner.pruning.walk import Stop

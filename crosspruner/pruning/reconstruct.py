@@ -4,7 +4,10 @@ For an output that keeps the rows S:   (M_SS + r I) w_S = C_S + r w_old,S
 
 with M the second moment of the pruned network's inputs, C their cross moment with the dense outputs
 and r the damping. Outputs with equal supports share one Cholesky factor; different supports of
-equal size are factored in one batch.
+equal size are factored in one batch. Where fewer patches X than rows are known (M = X'X / n), the
+same system is solved among the patches (Woodbury's identity):
+
+    w_S = (b_S - X_S' (n r I + X_S X_S')^-1 X_S b_S) / r,   b = C + r w_old
 
 Source: least-squares reconstruction as in optimal brain surgeon (Hassibi and Stork 1993) and
 channel pruning (He et al., ICCV 2017); pulling toward the old weights instead of toward zero is
@@ -37,7 +40,7 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
         A new weight of the same shape and dtype, exactly zero where the mask is False.
     """
     layout, old = moments.layout, moments.place(weight)
-    system, target, _ = normal_equations(moments, old, damping)
+    system, target, pull = normal_equations(moments, old, damping)
     by_output = mask.to(old.device)[layout.unit_of_output.to(old.device)]
     support, band, place = _supports(by_output, moments)
     new = torch.zeros_like(old)
@@ -46,10 +49,17 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
     # The outputs of each support, one after the other.
     outputs = torch.argsort(place[0], stable=True)
     first = shared.cumsum(0) - shared
+    few = None if moments.patches is None else _FewPatches(moments.patches, moments.width, pull)
     for size, copies in torch.stack([kept, shared], 1).unique(dim=0).tolist():
         if not size:
             continue
         alike = ((kept == size) & (shared == copies)).nonzero().squeeze(1)
+        if few is not None and few.number < size * moments.width:
+            for part in alike.split(few.at_once(copies)):
+                which = first[part].unsqueeze(1) + torch.arange(copies, device=old.device)
+                column = place[1][outputs[which]]
+                new[0, :, column.flatten()] = few.solve(support[part], target[0, :, column])
+            continue
         entries = 3 * (size * moments.width) ** 2
         for part in alike.split(max(1, _CHUNK_ENTRIES // entries)):
             groups = support[part].nonzero()[:, 1].view(len(part), size)
@@ -63,6 +73,38 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
             new[own, rows.unsqueeze(2), column] = solution
     refitted = moments.unplace(new, weight)
     return refitted * layout.expand_like(mask, weight).to(weight.device)
+
+
+class _FewPatches:
+    """Refits among n patches (n, d) instead of among the rows.
+
+    Args:
+        patches: (n, d).
+        width: rows of an input group.
+        pull: (1, 1, 1) what is added to the diagonal of the moment.
+    """
+
+    def __init__(self, patches: Tensor, width: int, pull: Tensor) -> None:
+        self.patches, self.width, self.pull = patches, width, float(pull)
+        self.number = len(patches)
+        by_group = patches.unflatten(1, (-1, width)).transpose(0, 1)
+        self._products = (by_group @ by_group.mT).flatten(1)  # (p, n * n)
+
+    def at_once(self, copies: int) -> int:
+        """Supports that are solved in one batch."""
+        entries = 3 * self.number**2 + 4 * self.patches.shape[1] * copies
+        return max(1, _CHUNK_ENTRIES // entries)
+
+    def solve(self, support: Tensor, target: Tensor) -> Tensor:
+        """The weights (d, s * c) of c outputs for each support (s, p), with target (d, s, c)."""
+        kept = support.T.to(target.dtype).repeat_interleave(self.width, 0).unsqueeze(2)  # (d, s, 1)
+        target = target * kept
+        seen = (self.patches @ target.flatten(1)).view(self.number, *target.shape[1:])
+        system = (support.to(target.dtype) @ self._products).view(-1, self.number, self.number)
+        system.diagonal(dim1=1, dim2=2).add_(self.number * self.pull)
+        explained = torch.cholesky_solve(seen.transpose(0, 1), torch.linalg.cholesky(system))
+        back = self.patches.T @ explained.transpose(0, 1).flatten(1)
+        return ((target - back.view_as(target) * kept) / self.pull).flatten(1)
 
 
 @torch.no_grad()

@@ -57,13 +57,13 @@ def reduce_problem(problem: RefitProblem, rank: int) -> RefitProblem:
     # Sketches are drawn from a generator of their own: the stand-in is a function of the problem.
     generator = torch.Generator(inverse.device).manual_seed(0)
     num_responses = groups * problem.target.shape[2]
-    sketch = torch.randn(
-        num_responses, rank, generator=generator, dtype=inverse.dtype, device=inverse.device
-    )
+    # More directions than responses: these, and random ones beside them.
+    shape = (num_responses, rank) if rank < num_responses else (height, rank - num_responses)
+    sketch = torch.randn(shape, generator=generator, dtype=inverse.dtype, device=inverse.device)
     entries = problem.target.shape[1] * (num_responses + groups * rank)
     chunk = max(1, CHUNK_ENTRIES // entries)
     parts = [
-        _reduce(problem.rows(slice(i, i + chunk)), by_group, metric, sketch)
+        _reduce(problem.rows(slice(i, i + chunk)), by_group, metric, sketch, rank)
         for i in range(0, problem.num_problems, chunk)
     ]
     moment, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
@@ -71,21 +71,32 @@ def reduce_problem(problem: RefitProblem, rank: int) -> RefitProblem:
 
 
 def _reduce(
-    problem: RefitProblem, inverse: Tensor, metric: Tensor, sketch: Tensor
+    problem: RefitProblem, inverse: Tensor, metric: Tensor, sketch: Tensor, rank: int
 ) -> tuple[Tensor, Tensor]:
     groups, height = problem.num_groups, problem.group_size
     batch, size, _ = problem.target.shape
-    rank = sketch.shape[1]
     weights = times(inverse.reshape(size, size), problem.target).unflatten(1, (groups, height))
-    basis = _basis(_responses(inverse, _per_group(metric, weights)), metric, sketch)
+    basis = _basis(_responses(inverse, _per_group(metric, weights)), metric, sketch, rank)
 
-    by_group = problem.moment.view(groups, height, groups, height)
-    # (B, P, d, P, rank): the moment times every group's basis.
-    half = torch.einsum("gxhy,bhyr->bgxhr", by_group, basis)
-    moment = torch.einsum("bgxs,bgxhr->bgshr", basis, half)
-    moment = moment.reshape(batch, groups * rank, groups * rank)
+    moment = _projected(problem, basis).reshape(batch, groups * rank, groups * rank)
     target = basis.mT @ problem.target.unflatten(1, (groups, height))
     return (moment + moment.mT) / 2, target.flatten(1, 2)
+
+
+def _projected(problem: RefitProblem, basis: Tensor) -> Tensor:
+    """(B, P, rank, P, rank) the shared moment between the directions (B, P, d, rank) of groups."""
+    batch, groups, height, rank = basis.shape
+    if problem.patches is None:
+        by_group = problem.moment.view(groups, height, groups, height)
+        # (B, P, d, P, rank): the moment times every group's basis.
+        half = torch.einsum("gxhy,bhyr->bgxhr", by_group, basis)
+        return torch.einsum("bgxs,bgxhr->bgshr", basis, half)
+    inputs = problem.patches.unflatten(1, (groups, height))
+    seen = torch.einsum("ngx,bgxr->bgrn", inputs, basis).flatten(1, 2)
+    moment = (seen @ seen.mT).view(batch, groups, rank, groups, rank) / len(inputs)
+    every = torch.arange(groups, device=basis.device)
+    moment[:, every, :, every] += problem.ridge * (basis.mT @ basis).transpose(0, 1)
+    return moment
 
 
 def _responses(inverse: Tensor, scaled: Tensor) -> Tensor:
@@ -94,15 +105,18 @@ def _responses(inverse: Tensor, scaled: Tensor) -> Tensor:
     return responses.flatten(3)
 
 
-def _basis(responses: Tensor, metric: Tensor, sketch: Tensor) -> Tensor:
+def _basis(responses: Tensor, metric: Tensor, sketch: Tensor, rank: int) -> Tensor:
     """The strongest directions (B, P, d, rank) of the responses, orthonormal in the metric."""
     factor = cholesky(metric)
-    tall = _per_group(factor.mT, responses)
-    # Two rounds of subspace iteration find the leading space well enough at any spectrum.
-    space = tall @ sketch
-    for _ in range(2):
-        space = torch.linalg.qr(space).Q
-        space = tall @ (tall.mT @ space)
+    space = _per_group(factor.mT, responses)
+    if rank < space.shape[3]:
+        tall, space = space, space @ sketch
+        # Two rounds of subspace iteration find the leading space well enough at any spectrum.
+        for _ in range(2):
+            space = torch.linalg.qr(space).Q
+            space = tall @ (tall.mT @ space)
+    elif sketch.shape[1]:
+        space = torch.cat([space, sketch.expand(*space.shape[:2], -1, -1)], dim=3)
     space = torch.linalg.qr(space).Q
     columns = space.permute(1, 2, 0, 3)  # (P, d, B, rank): one solve per group for all problems
     solved = torch.linalg.solve_triangular(factor.mT, columns.flatten(2), upper=True)

@@ -10,7 +10,7 @@ their distance to the old ones; a pruned group costs its old weights too, so H i
 and one formula covers dead inputs and fewer samples than inputs.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -39,6 +39,11 @@ class RefitProblem:
     """(B,) float64, the loss of V = 0."""
     num_groups: int
     """P."""
+    patches: Tensor | None = None
+    """(N, D) float64 inputs, fewer than rows, where the problems share a moment that is
+    patches' patches / N + ridge I: they make its inverse and its projections cheap."""
+    ridge: float = 0.0
+    """> 0 where there are patches."""
 
     @classmethod
     def from_moments(
@@ -97,13 +102,21 @@ class RefitProblem:
         Raises:
             SolverError: the moment is too close to singular.
         """
-        return torch.cholesky_inverse(cholesky(self.moment))
+        if self.patches is None:
+            return torch.cholesky_inverse(cholesky(self.moment))
+        # Woodbury: (X'X / N + r I)^-1 = (I - X' (N r I + X X')^-1 X) / r
+        inner = self.patches @ self.patches.mT
+        inner.diagonal().add_(len(inner) * self.ridge)
+        half = torch.linalg.solve_triangular(cholesky(inner), self.patches, upper=False)
+        inverse = half.mT @ half
+        inverse.neg_().diagonal().add_(1)
+        return inverse.div_(self.ridge)
 
     def rows(self, part: slice | Tensor) -> "RefitProblem":
         """Some problems of the batch, by a slice or an index (b,)."""
         shared = self.moment.ndim == 2
         moment = self.moment if shared else self.moment[part]
-        rows = RefitProblem(moment, self.target[part], self.constant[part], self.num_groups)
+        rows = replace(self, moment=moment, target=self.target[part], constant=self.constant[part])
         if shared and "inverse" in self.__dict__:
             rows.__dict__["inverse"] = self.inverse
         return rows

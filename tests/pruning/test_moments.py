@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from crosspruner.errors import DataError
 from crosspruner.pruning.layer_problem import layer_problem
-from crosspruner.pruning.moments import MomentSums
+from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.sparsity import GroupLayout
 
 
@@ -183,6 +183,37 @@ def test_merged_sums_are_those_of_one_process():
     parts[0].merge(parts[1])
     torch.testing.assert_close(parts[0].average().second, parts[2].average().second)
     assert parts[0].average().samples == 9
+
+
+@pytest.mark.parametrize("order", [None, [[4, 0, 8, 2, 6, 1, 5, 9, 3, 7]]])
+def test_fewer_patches_than_half_the_rows_come_along(order):
+    layer = nn.Linear(10, 3).double()
+    order = torch.tensor(order) if order else None
+    layout = GroupLayout("layer", "column", 3, 10, 1, 3, 1)  # 12 rows, two of them dead
+    images, outputs = 5 + normal(5, 10), normal(5, 3, seed=1)
+    first, second = MomentSums(layer, layout), MomentSums(layer, layout)
+    first.update(images[:2], outputs[:2])
+    second.update(images[2:], outputs[2:])
+    first.merge(second)
+    moments = first.average()
+    if order is not None:
+        moments = moments.reordered(order)
+    expected = images if order is None else images[:, order[0]]
+    torch.testing.assert_close(moments.patches[:, :10], expected)
+    assert not moments.patches[:, 10:].any()
+    for each in (moments, moments.centred()):
+        torch.testing.assert_close(each.patches.T @ each.patches / 5, each.second[0])
+
+
+def test_more_patches_or_several_bands_leave_the_moments_alone():
+    layer = nn.Linear(10, 3).double()
+    sums = MomentSums(layer, GroupLayout("layer", "column", 3, 10, 1, 3, 1))
+    sums.update(normal(3, 10), normal(3, 3))
+    sums.update(normal(3, 10), normal(3, 3))  # 6 of 12 rows
+    assert sums.average().patches is None
+    wide = MomentSums(layer, GroupLayout("layer", "column", 3, 10, 1, 2, 1), max_bytes=8 * 4 * 4)
+    wide.update(normal(1, 10), normal(1, 3))
+    assert wide.average().patches is None
 
 
 def test_a_wide_layer_is_cut_into_runs_of_whole_groups():

@@ -1,11 +1,15 @@
 """The closed-form refit against least squares that is really solved."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from crosspruner.pruning.moments import MomentSums
+from crosspruner.pruning.layer_problem import layer_problem
+from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
+from crosspruner.solver.reduce import reduce_problem
 from crosspruner.sparsity import GroupLayout
 
 
@@ -90,6 +94,35 @@ def test_fewer_samples_than_inputs_still_fit_them():
     new = refit(moments_of(layer, layout, inputs, outputs), layer.weight, mask, damping=1e-6)
     torch.testing.assert_close(inputs @ new.T, outputs, rtol=1e-3, atol=1e-3)
     assert not new[:, 20:].any()
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+@pytest.mark.parametrize("damping", [1e-4, 0.01, 1.0])
+def test_few_patches_solve_the_same_system(grain, damping):
+    layer = nn.Linear(40, 6, bias=False).double()
+    layout = GroupLayout("layer", grain, 6, 40, 1, 3, 2)  # the last group has one FM
+    mask = torch.rand(layout.shape, generator=torch.Generator().manual_seed(0)) < 0.6
+    mask[0], mask[1] = False, True
+    mask[0, 2] = True  # fewer rows than patches
+    moments = moments_of(layer, layout, normal(8, 40), normal(8, 6, seed=1)).centred()
+    few = refit(moments, layer.weight, mask, damping)
+    among_rows = refit(replace(moments, patches=None), layer.weight, mask, damping)
+    torch.testing.assert_close(few, among_rows, rtol=1e-8, atol=1e-10)
+    assert not few[~layout.expand(mask)].any()
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+def test_few_patches_give_the_same_problem(grain):
+    layer = nn.Linear(48, 6, bias=False).double()
+    layout = GroupLayout("layer", grain, 6, 48, 1, 8, 2)
+    moments = moments_of(layer, layout, normal(10, 48), normal(10, 6, seed=1))
+    few = layer_problem(moments, layer.weight).refit
+    whole = layer_problem(replace(moments, patches=None), layer.weight).refit
+    torch.testing.assert_close(few.inverse, whole.inverse, rtol=1e-8, atol=1e-9)
+    for rank in (2, 7):
+        mine, theirs = reduce_problem(few, rank), reduce_problem(whole, rank)
+        torch.testing.assert_close(mine.moment, theirs.moment, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(mine.target, theirs.target, rtol=1e-6, atol=1e-8)
 
 
 def test_centred_moments_and_the_mean_give_least_squares_with_a_bias():
