@@ -8,6 +8,7 @@ python scripts/benchmark.py layerwise          the whole layer-wise pass against
                                                passes that it needs
 """
 
+import itertools
 import resource
 import tempfile
 import time
@@ -49,9 +50,12 @@ def solver() -> None:
 
 @main.command()
 @click.option("--images", default=512, help="Calibration images of 32x32.")
-def layerwise(images: int) -> None:
-    """Moments, masks, refit and batch norm of untrained networks, column grain on 256x256."""
-    print(table(LAYERWISE_COLUMNS, layerwise_rows(images)))
+@click.option("--network", "networks", multiple=True, default=("vgg8", "vgg16"))
+@click.option("--grain", "grains", multiple=True, default=("crossbar", "column"))
+def layerwise(images: int, networks: tuple[str, ...], grains: tuple[str, ...]) -> None:
+    """Moments, masks, refit and batch norm of untrained networks on 256x256, half removed."""
+    for line in lines(LAYERWISE_COLUMNS, layerwise_rows(images, networks, grains)):
+        print(line, flush=True)  # each takes minutes
 
 
 def lenet() -> nn.Module:
@@ -213,23 +217,26 @@ def solver_rows() -> Iterator[tuple[Any, ...]]:
     yield "all", "", "", f"{totals[0]:.1f}", f"{totals[1]:.1f}", f"{totals[1] / totals[0]:.0f}"
 
 
-LAYERWISE_COLUMNS = ("network", "refit", "forward passes, s", "layer-wise pass, s", "excess, s")
+LAYERWISE_COLUMNS = (
+    "network", "grain", "refit", "forward passes, s", "layer-wise pass, s", "excess, s",
+)  # fmt: skip
 
 
-def layerwise_rows(images: int) -> Iterator[tuple[Any, ...]]:
+def layerwise_rows(
+    images: int, networks: Iterable[str], grains: Iterable[str]
+) -> Iterator[tuple[Any, ...]]:
     """Seconds of `cp.prune`, those of a dense and a pruned forward pass, and what is above 3 times
     these."""
     generator = torch.Generator().manual_seed(0)
     batches = torch.randn(images, 3, 32, 32, generator=generator).split(64)
-    for name in ("vgg8", "vgg16"):
+    for name, grain, refit in itertools.product(networks, grains, (False, True)):
         net = build_model(name, 10).eval()
-        for refit in (False, True):
-            result, spent = timed(
-                prune, net, batches, crossbar="256x256", grain="column", ratio=0.5, refit=refit
-            )
-            passes = sum(timed(forward_all, model, batches)[1] for model in (net, result.model))
-            excess = spent - 3 * passes
-            yield name, refit, f"{passes:.1f}", f"{spent:.1f}", f"{excess:.1f}"
+        result, spent = timed(
+            prune, net, batches, crossbar="256x256", grain=grain, ratio=0.5, refit=refit
+        )
+        passes = sum(timed(forward_all, model, batches)[1] for model in (net, result.model))
+        excess = spent - 3 * passes
+        yield name, grain, refit, f"{passes:.1f}", f"{spent:.1f}", f"{excess:.1f}"
 
 
 @torch.no_grad()
@@ -256,10 +263,16 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def table(columns: tuple[str, ...], rows: Iterator[tuple[Any, ...]]) -> str:
+def table(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> str:
     """A Markdown table, numbers to the right."""
-    lines = [columns, tuple("---" if i < 2 else "---:" for i in range(len(columns))), *rows]
-    return "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines) + "\n"
+    return "\n".join(lines(columns, rows)) + "\n"
+
+
+def lines(columns: tuple[str, ...], rows: Iterable[tuple[Any, ...]]) -> Iterator[str]:
+    """The lines of a Markdown table, one by one."""
+    rule = tuple("---" if i < 2 else "---:" for i in range(len(columns)))
+    for row in itertools.chain([columns, rule], rows):
+        yield "| " + " | ".join(map(str, row)) + " |"
 
 
 if __name__ == "__main__":
