@@ -42,7 +42,7 @@ def simulate(plan: Plan, model: nn.Module, x: Tensor, execute: Execute | None = 
         What the model returns.
 
     Raises:
-        ConfigError: x is no tensor, or has no batch dimension.
+        ConfigError: x is no tensor, has no batch dimension, or other channels than the plan.
         PlanError: the plan is of another model, or x is larger than what it was made for.
     """
     check_batched(x, plan)
@@ -66,11 +66,14 @@ def simulate(plan: Plan, model: nn.Module, x: Tensor, execute: Execute | None = 
 
 
 def check_batched(x: Any, plan: Plan) -> None:
-    """Raise ConfigError unless x is a tensor with as many axes as a batch for this plan has."""
-    if isinstance(x, Tensor) and x.dim() == 1 + len(plan.input_shape):
+    """Raise ConfigError unless x is a batch for this plan by its axes and, of images, channels."""
+    shape = plan.input_shape
+    # Smaller images are fine; other channels would meet the wrong weights.
+    batched = isinstance(x, Tensor) and x.dim() == 1 + len(shape)
+    if batched and (len(shape) != 3 or x.shape[1] == shape[0]):
         return
     found = f"has shape {tuple(x.shape)}" if isinstance(x, Tensor) else f"is a {type(x).__name__}"
-    wanted = ", ".join(map(str, ("B", *plan.input_shape)))
+    wanted = ", ".join(map(str, ("B", *shape)))
     hint = "; of a single image give image[None], of a Dataset a DataLoader"
     hint = hint if isinstance(x, Tensor) else ""
     raise ConfigError(f"the batch {found}, where the plan takes tensors ({wanted}){hint}.")

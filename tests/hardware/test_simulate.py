@@ -291,7 +291,9 @@ def test_inputs_larger_than_planned_are_refused():
         simulate(plan, model, torch.zeros(1, 1, 9, 9))
 
 
-@pytest.mark.parametrize("x", [torch.zeros(1, 8, 8), torch.zeros(8, 8), None, [[0.0]]])
+@pytest.mark.parametrize(
+    "x", [torch.zeros(1, 8, 8), torch.zeros(8, 8), torch.zeros(2, 3, 8, 8), None, [[0.0]]]
+)
 def test_what_is_no_batch_of_images_is_refused(x):
     model = nn.Conv2d(1, 1, 3)
     plan = plan_model(model, (1, 8, 8), "16x16")
