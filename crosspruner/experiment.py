@@ -213,8 +213,9 @@ def checkpoint_of(settings: RunSettings, folder: Path) -> str | None:
         content = None
     if not isinstance(content, dict) or "pytorch-lightning_version" not in content:
         raise ConfigError(
-            f"ckpt_path={settings.ckpt_path} is no Lightning checkpoint, or a damaged one: give "
-            "the last.ckpt of a run, or, for a file of weights, model.weights=FILE"
+            f"ckpt_path={settings.ckpt_path} is no Lightning checkpoint, a damaged one, or one "
+            "that holds more than weights and plain values: give the last.ckpt of a run, or, for a "
+            "file of weights, model.weights=FILE"
         )
     return settings.ckpt_path
 

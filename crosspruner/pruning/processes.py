@@ -51,7 +51,7 @@ def of_first(tensors: Sequence[Tensor]) -> list[Tensor]:
 def copy_first(network: nn.Module) -> None:
     """Give a network the parameters and buffers that it has on the first process, in place."""
     if is_distributed():
-        own = list(network.state_dict().values())
+        own = [*network.parameters(), *network.buffers()]
         for tensor, first in zip(own, of_first(own), strict=True):
             tensor.copy_(first)
 

@@ -49,7 +49,7 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
     # The outputs of each support, one after the other.
     outputs = torch.argsort(place[0], stable=True)
     first = shared.cumsum(0) - shared
-    few = None if moments.patches is None else _FewPatches(moments.patches, moments.width, pull)
+    few = _FewPatches.of(moments, pull)
     for size, copies in torch.stack([kept, shared], 1).unique(dim=0).tolist():
         if not size:
             continue
@@ -89,6 +89,16 @@ class _FewPatches:
         self.number = len(patches)
         by_group = patches.unflatten(1, (-1, width)).transpose(0, 1)
         self._products = (by_group @ by_group.mT).flatten(1)  # (p, n * n)
+
+    @classmethod
+    def of(cls, moments: Moments, pull: Tensor) -> "_FewPatches | None":
+        """None where the patches are not known, or their products would take too much memory."""
+        if moments.patches is None:
+            return None
+        entries = moments.patches.shape[1] // moments.width * len(moments.patches) ** 2
+        if entries > 2 * _CHUNK_ENTRIES:
+            return None
+        return cls(moments.patches, moments.width, pull)
 
     def at_once(self, copies: int) -> int:
         """Supports that are solved in one batch."""

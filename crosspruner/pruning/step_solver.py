@@ -134,7 +134,7 @@ class LayerState:
         """
         if self.moment is None:
             return
-        high, wide = output.shape[-2:]  # not looked at where the layer is linear
+        high, wide = (1, *output.shape)[-2:]  # not looked at where the layer is linear
         self.moment.update(inputs, generator, rows, (high, wide))
         if self.fisher is not None and output.requires_grad:
             output.register_hook(self.fisher.update)

@@ -27,6 +27,8 @@ stay in the processor's cache from one pivot to the next; one table may hold mor
 
 def batch_parts(problem: RefitProblem) -> list[slice]:
     """Slices of the batch whose pivot tables fit into the cache together."""
+    if problem.moment.ndim == 2:
+        _ = problem.inverse  # now, so that the parts need not each make it
     rows, columns = problem.target.shape[1:]
     chunk = max(1, TABLE_ENTRIES // max(1, rows * (rows + columns)))
     return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]
@@ -87,6 +89,9 @@ class PivotTable:
         rows = self._rows(rows)
         if not len(rows):
             return
+        if everything:  # in the order of the table, which is changed as a whole
+            rows, order = rows.sort()
+            group = group[order]
         size = self.groups * self.height
         table = self._table if everything else self._table[rows]
         batch = torch.arange(len(rows), device=rows.device)
@@ -180,11 +185,15 @@ class PivotTable:
             change, kept, pruned = self.best_swap(width, rows)
             better = change < -tolerance[rows]
             improved, before = rows[better], self.loss[rows[better]]
-            self.toggle(kept[better], improved)
-            self.toggle(pruned[better], improved)
-            improved = improved[self.loss[improved] < before]
-            wide = torch.cat([wide, rows[~better]]) if len(narrow) else wide[:0]
-            narrow = improved
+            kept, pruned = kept[better], pruned[better]
+            self.toggle(kept, improved)
+            self.toggle(pruned, improved)
+            # In float32 a gain may turn out to be none: back, and done with these pairs.
+            worse = self.loss[improved] >= before
+            self.toggle(pruned[worse], improved[worse])
+            self.toggle(kept[worse], improved[worse])
+            dry = torch.cat([wide, rows[~better], improved[worse]])
+            narrow, wide = improved[~worse], dry if len(narrow) else wide[:0]
 
     def _rows(self, rows: Tensor | None) -> Tensor:
         return torch.arange(len(self.mask), device=self.mask.device) if rows is None else rows

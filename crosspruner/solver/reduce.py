@@ -35,7 +35,9 @@ def condense_targets(problem: RefitProblem, most: int) -> RefitProblem:
     weights = times(problem.inverse, problem.target)
     energy = problem.target.mT @ weights
     main = torch.linalg.eigh((energy + energy.mT) / 2).eigenvectors[:, :, -most:]
-    return replace(problem, target=problem.target @ main)
+    condensed = replace(problem, target=problem.target @ main)
+    condensed.__dict__["inverse"] = problem.inverse  # as `rows` does
+    return condensed
 
 
 def reduce_problem(problem: RefitProblem, rank: int) -> RefitProblem:

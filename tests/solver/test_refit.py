@@ -149,6 +149,48 @@ def test_best_swap_is_the_best_of_all_exchanges():
         assert change[row].item() == pytest.approx(changes[best])
 
 
+def test_rows_may_be_toggled_in_any_order():
+    problem = random_problem(groups=5, height=2, batch=3)
+    table = PivotTable(problem)
+    table.toggle(torch.tensor([4, 0, 1]), torch.tensor([2, 0, 1]))
+    table.toggle(torch.tensor([3, 2]), torch.tensor([2, 0]))
+    pruned = (~table.mask).nonzero().tolist()
+    assert pruned == [[0, 0], [0, 2], [1, 1], [2, 3], [2, 4]]
+    torch.testing.assert_close(table.loss, problem.solve(table.mask)[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_losses_hold_after_a_descent(dtype):
+    exact = dtype == torch.float64
+    for seed in range(30):  # rows run dry in every order
+        problem = random_problem(groups=14, height=2, batch=2, outputs=1, seed=seed)
+        table = PivotTable(problem, dtype)
+        table.move_to(torch.arange(14).expand(2, -1) < 7)
+        before = problem.solve(table.mask)[1]
+        table.descend(shortlist=2)
+        loss = problem.solve(table.mask)[1]
+        assert (loss <= before * (1 + 1e-4)).all()
+        torch.testing.assert_close(table.loss, loss, rtol=1e-8 if exact else 1e-2, atol=1e-9)
+        assert torch.equal(table.mask.sum(1), torch.tensor([7, 7]))
+
+
+def test_what_float32_cannot_factor_is_searched_in_float64(monkeypatch):
+    problem, tried = random_problem(groups=8, height=3, batch=4), []
+
+    def table(part, dtype):
+        tried.append(dtype)
+        if dtype == torch.float32:
+            raise SolverError("too close to singular")
+        return PivotTable(part, dtype)
+
+    expected = lgd_rpp_refit(problem, 4, exact=False)
+    monkeypatch.setattr("crosspruner.solver.lgd_refit.PivotTable", table)
+    mask = lgd_rpp_refit(problem, 4, exact=False)
+    assert tried == [torch.float32, torch.float64]
+    losses = (problem.solve(each)[1] for each in (mask, expected))
+    torch.testing.assert_close(*losses)
+
+
 def test_descend_ends_where_no_exchange_helps():
     problem = random_problem(groups=8, height=3, batch=5, seed=2)
     table = PivotTable(problem)
@@ -276,10 +318,15 @@ def test_chunks_do_not_change_the_refit(monkeypatch):
     mask = torch.rand(7, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     whole = problem.solve(mask)
     monkeypatch.setattr("crosspruner.solver.refit.CHUNK_ENTRIES", 1)
-    monkeypatch.setattr("crosspruner.solver.pivot.TABLE_ENTRIES", 1)
     for one, other in zip(whole, problem.solve(mask), strict=True):
         assert torch.allclose(one, other)
-    assert (lgd_rpp_refit(problem, 3).sum(1) == 3).all()
+
+
+def test_chunks_do_not_change_the_search(monkeypatch):
+    problem = random_problem(groups=6, height=3, batch=7)
+    whole = lgd_rpp_refit(problem, 3, restarts=0, exact=False)
+    monkeypatch.setattr("crosspruner.solver.pivot.TABLE_ENTRIES", 1)
+    assert torch.equal(lgd_rpp_refit(problem, 3, restarts=0, exact=False), whole)
 
 
 def test_stand_in_is_exact_at_full_rank_and_an_upper_bound_below():
