@@ -5,7 +5,8 @@ sum that it reaches, which falls short by less than the largest size U. The best
 nearest sum is close to it: among many exchanges some cancel out, and then do no good. So no size
 loses more than U items, or gains more than U beyond those that what is missing has room for.
 Dynamic programming over so few, the coarsest sizes first, is exact and as fast for a million items
-as for a thousand.
+as for a thousand. What costs time is large sizes with no common divisor: some seconds from a
+thousand on, half a minute at 2,700.
 
 Source: proximity of relaxed and whole optima (Eisenbrand and Weismantel, ACM Transactions on
 Algorithms 2020), here for costs that rise from item to item; the order of the programme is ours.
