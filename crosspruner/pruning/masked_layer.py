@@ -53,7 +53,7 @@ class MaskedLayer:
         Args:
             values: (U, P), any dtype.
         """
-        matrix = self.matrix(self.weight)
+        matrix = self._matrix(self.weight)
         spread = self.layout.expand_like(values, matrix)
         if self._stored_as_matrix:
             return spread
@@ -62,9 +62,9 @@ class MaskedLayer:
 
     def sum_by_group(self, values: Tensor) -> Tensor:
         """(U, P) sums over each group of a tensor of the weight's shape."""
-        return self.layout.sum_by_group(self.matrix(values))
+        return self.layout.sum_by_group(self._matrix(values))
 
-    def matrix(self, values: Tensor) -> Tensor:
+    def _matrix(self, values: Tensor) -> Tensor:
         """A tensor of the weight's shape as (Cout, fan_in, ...)."""
         if self._stored_as_matrix:
             return values
@@ -73,7 +73,7 @@ class MaskedLayer:
     @torch.no_grad()
     def latent(self) -> Tensor:
         """The weight with the pruned groups' waiting values in place, (Cout, fan_in, ...)."""
-        return self.matrix(self._latent())
+        return self._matrix(self._latent())
 
     def _latent(self) -> Tensor:
         return self.weight.detach() + self.dormant

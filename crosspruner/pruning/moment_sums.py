@@ -123,9 +123,10 @@ class MomentSums:
 
         Twice as many rows as patches: below that they are no shorter to reckon with.
         """
+        if self.patches is None:
+            return
         bands, rows, _ = self.sums["second"].shape
-        few = bands == 1 and 2 * int(self.sums["samples"]) < rows
-        if self.patches is not None and patches is not None and few:
+        if patches is not None and bands == 1 and 2 * int(self.sums["samples"]) < rows:
             self.patches += patches
         else:
             self.patches = None

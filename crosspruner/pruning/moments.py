@@ -2,7 +2,7 @@
 
 They are averages of x~ x~', x~ y', y^2, x~ and y over the layer's input patches x~ (of the pruned
 network) and its outputs y (of the dense network, without bias), in float64 (`MomentSums`). Where
-there are fewer patches than rows, the patches themselves come along: they say the same in less.
+there are fewer patches than half the rows, they come along: they say the same in less.
 
 Rows stand in the order of the input groups: input FMs in the layer's order, Kin at a time, the last
 group padded with dead rows, so that every group has w = Kin * kernel positions of them. A matrix

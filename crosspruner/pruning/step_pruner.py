@@ -146,7 +146,7 @@ class StepPruner(Pruner):
 
     def _refresh(self) -> None:
         for state in self.states.values():
-            if is_distributed():
+            if is_distributed():  # alone, what was seen would only be rounded to float32
                 state.average(mean_of_all)
             state.refresh()
 

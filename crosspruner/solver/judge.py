@@ -10,7 +10,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from crosspruner.solver.pivot import PivotTable, batch_parts
+from crosspruner.solver.pivot import PivotTable, batch_parts, table_entries
 from crosspruner.solver.problem import LayerProblem
 from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.refit import CHUNK_ENTRIES
@@ -63,8 +63,8 @@ class RefitJudge(Judge):
         rank = max(RANK, 2 * whole.target.shape[2])
         self.problem = whole if rank >= whole.group_size else reduce_problem(whole, rank)
         self._parts = batch_parts(self.problem)
-        rows, columns = self.problem.target.shape[1:]
-        self._keeps_tables = len(self.problem.target) * rows * (rows + columns) <= CHUNK_ENTRIES
+        entries = self.problem.num_problems * table_entries(self.problem)
+        self._keeps_tables = entries <= CHUNK_ENTRIES
         self._tables_kept: list[PivotTable] = []
 
     @cached_property

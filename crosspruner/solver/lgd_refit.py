@@ -10,6 +10,7 @@ so d averages the worth of every group over the masks visited, and RPP draws the
 """
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -89,64 +90,60 @@ def lgd_rpp_refit(
             allowed -= flops
     left = search.nonzero().squeeze(1)
     if len(left):
-        settings = (steps, relax, restarts, swaps, generator, rank)
-        chosen[left] = _search(problem.rows(left), keep[left], *settings)
+        how = _Runs(steps, relax, restarts, swaps)
+        chosen[left] = _search(problem.rows(left), keep[left], how, generator, rank)
     return chosen
+
+
+@dataclass(frozen=True)
+class _Runs:
+    """The elimination and the LGD runs that a search makes, see `lgd_rpp_refit`."""
+
+    steps: int
+    relax: float
+    restarts: int
+    swaps: bool
+
+    def on(
+        self, table: PivotTable, keep: Tensor, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """The masks (1 + restarts, B, P) that a fresh table ends at, and their losses."""
+        worth = table.scores()
+        table.eliminate(keep)
+        masks, losses = [_finish(table, self.swaps)], [table.loss.clone()]
+        for _ in range(self.restarts):
+            _descend(table, worth, keep, self.steps, self.relax, generator)
+            masks.append(_finish(table, self.swaps))
+            losses.append(table.loss.clone())
+        return torch.stack(masks), torch.stack(losses)
 
 
 def _search(
     problem: RefitProblem,
     keep: Tensor,
-    steps: int,
-    relax: float,
-    restarts: int,
-    swaps: bool,
+    how: _Runs,
     generator: torch.Generator,
     rank: int | None,
 ) -> Tensor:
-    """An elimination and `restarts` LGD runs of every problem; the best mask of each."""
+    """An elimination and LGD runs of every problem; the best mask of each."""
     condensed = condense_targets(problem, MOST_TARGETS)
     if rank is None:
-        rank, restarts = affordable_search(condensed, restarts)
+        rank, restarts = affordable_search(condensed, how.restarts)
+        how = replace(how, restarts=restarts)
     stand_in = condensed if rank >= problem.group_size else reduce_problem(condensed, rank)
-    runs = torch.zeros(1 + restarts, len(keep), problem.num_groups, dtype=torch.bool)
-    runs = runs.to(keep.device)
-    losses = problem.constant.new_zeros(runs.shape[:2])
-    state = generator.get_state()
+    found = []
     for part in batch_parts(stand_in):
-        args = (stand_in.rows(part), keep[part], steps, relax, restarts, swaps, generator)
+        rows, state = stand_in.rows(part), generator.get_state()
         try:
-            runs[:, part], losses[:, part] = _runs(*args, torch.float32)
+            found.append(how.on(PivotTable(rows, torch.float32), keep[part], generator))
         except SolverError:  # too close to singular for float32
             generator.set_state(state)
-            runs[:, part], losses[:, part] = _runs(*args, torch.float64)
-        state = generator.get_state()
+            found.append(how.on(PivotTable(rows, torch.float64), keep[part], generator))
+    runs, losses = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
     if solve_flops(problem, keep) * len(runs) <= FLOPS:
-        return _best(problem, list(runs))
+        return _best(problem, runs)
     first = losses.argmin(0)  # by the stand-in
     return runs[first, torch.arange(len(keep), device=keep.device)]
-
-
-def _runs(
-    problem: RefitProblem,
-    keep: Tensor,
-    steps: int,
-    relax: float,
-    restarts: int,
-    swaps: bool,
-    generator: torch.Generator,
-    dtype: torch.dtype,
-) -> tuple[Tensor, Tensor]:
-    """The masks (1 + restarts, B, P) of the elimination and of each LGD run, and their losses."""
-    table = PivotTable(problem, dtype)
-    worth = table.scores()
-    table.eliminate(keep)
-    masks, losses = [_finish(table, swaps)], [table.loss.clone()]
-    for _ in range(restarts):
-        _descend(table, worth, keep, steps, relax, generator)
-        masks.append(_finish(table, swaps))
-        losses.append(table.loss.clone())
-    return torch.stack(masks), torch.stack(losses)
 
 
 def solve_flops(problem: RefitProblem, keep: Tensor) -> float:
@@ -181,8 +178,8 @@ def _finish(table: PivotTable, swaps: bool) -> Tensor:
     return table.mask.clone()
 
 
-def _best(problem: RefitProblem, runs: list[Tensor]) -> Tensor:
-    """Of several masks per problem, each (B, P), the one of least refitted loss. (B, P)"""
+def _best(problem: RefitProblem, runs: Tensor) -> Tensor:
+    """Of several masks per problem (R, B, P) the one of least refitted loss. (B, P)"""
     best, best_loss = runs[0].clone(), problem.solve(runs[0])[1]
     for mask in runs[1:]:
         # Most runs end at the same mask: solve only those that do not.

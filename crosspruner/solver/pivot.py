@@ -25,12 +25,17 @@ TABLE_ENTRIES = 2**20
 stay in the processor's cache from one pivot to the next; one table may hold more."""
 
 
+def table_entries(problem: RefitProblem) -> int:
+    """Entries of the pivot table of one problem."""
+    rows, columns = problem.target.shape[1:]
+    return rows * (rows + columns)
+
+
 def batch_parts(problem: RefitProblem) -> list[slice]:
     """Slices of the batch whose pivot tables fit into the cache together."""
     if problem.moment.ndim == 2:
         _ = problem.inverse  # now, so that the parts need not each make it
-    rows, columns = problem.target.shape[1:]
-    chunk = max(1, TABLE_ENTRIES // max(1, rows * (rows + columns)))
+    chunk = max(1, TABLE_ENTRIES // max(1, table_entries(problem)))
     return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]
 
 
