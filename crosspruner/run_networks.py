@@ -89,6 +89,8 @@ def _check_same_data(configs: Mapping[Path, Any]) -> None:
 def _image_settings(config: Any) -> dict[str, Any]:
     """The data settings of a run that say which images there are, and how they look."""
     settings: Any = OmegaConf.to_container(config.data, resolve=True)
+    if settings.get("dir") is not None:  # typed in one way or another, it is one folder
+        settings["dir"] = str(Path(settings["dir"]).expanduser().resolve())
     return {key: value for key, value in settings.items() if key not in LOADING}
 
 

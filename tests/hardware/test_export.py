@@ -290,6 +290,33 @@ def test_pimcomp_refuses_unknown_operations(tmp_path):
         export_pimcomp(plan_model(model, (4,), "4x4"), model, tmp_path / "net.json")
 
 
+class Means(nn.Module):
+    """A mean over the tokens of a sequence."""
+
+    def __init__(self):
+        super().__init__()
+        self.tokens = nn.Linear(4, 6)
+        self.last = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.last(self.tokens(x).mean(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "shape", "found"),
+    [
+        (Means(), (5, 4), r"ReduceMean\) turns \[1, 5, 6\] into \[1, 6\]"),
+        (nn.Sequential(nn.Conv1d(2, 3, 3), nn.ReLU()), (2, 8), r"Conv\) turns \[1, 2, 8\]"),
+    ],
+)
+def test_pimcomp_refuses_what_is_not_an_image(tmp_path, model, shape, found):
+    pytest.importorskip("onnxscript")
+    plan = plan_model(model, shape, "8x8", exclude=())
+    with pytest.raises(ModelError, match=found):
+        export_pimcomp(plan, model, tmp_path / "net.json")
+
+
 def test_a_missing_package_says_how_to_install_it():
     with pytest.raises(ModelError, match=r"pip install 'crosspruner\[export\]'"):
         needs("no_such_package_of_ours")

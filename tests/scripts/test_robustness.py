@@ -9,10 +9,13 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
+from omegaconf import OmegaConf
 from safetensors.torch import load_file, save_file
 
+from crosspruner.errors import RunFolderError
 from crosspruner.hardware import Crossbar, plan_model
 from crosspruner.pruning.saving import save_pruned
+from crosspruner.run_networks import _check_same_data
 from crosspruner.training import build_model
 
 ROOT = Path(__file__).parents[2]
@@ -155,6 +158,19 @@ def test_runs_on_other_data_are_refused_in_one_line(script, copied, run):
     message = f"error: {other} has data.noise=2.0 where {run} has nothing"
     assert result.output.startswith(message), result.output
     assert result.output.count("\n") == 1
+
+
+def test_a_folder_is_the_same_however_it_is_typed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    configs = {
+        Path(str(run)): OmegaConf.create({"data": {"dir": typed, "image_size": 32}})
+        for run, typed in enumerate(("images", "./images", "~/images", str(tmp_path / "images")))
+    }
+    _check_same_data(configs)
+    configs[Path("other")] = OmegaConf.create({"data": {"dir": "pictures", "image_size": 32}})
+    with pytest.raises(RunFolderError, match=r"other has data.dir=.*pictures where 0 has .*images"):
+        _check_same_data(configs)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import tempfile
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +59,7 @@ def export_pimcomp(plan: Plan, model: nn.Module, path: str | Path) -> Path:
 
     Raises:
         ModelError: an ONNX package is missing, or the graph has an operation that PIMCOMP-NN does
-            not know.
+            not know: a convolution of anything but images, a mean over anything but all of them.
     """
     (onnx,) = needs("onnx")
     with tempfile.TemporaryDirectory() as folder:
@@ -160,6 +161,11 @@ def _param(node: Any, attributes: dict[str, Any], entry: dict[str, Any]) -> dict
     if entry["operation"] not in ("OP_CONV", "OP_POOL"):
         return {}
     whole = node.op_type in ("GlobalAveragePool", "ReduceMean")
+    if len(before) != 4 or (whole and (after[:2] != before[:2] or prod(after[2:]) != 1)):
+        raise ModelError(
+            f"PIMCOMP-NN knows convolutions of images and means of whole feature maps only: "
+            f"{entry['name']} ({node.op_type}) turns {before} into {after}."
+        )
     kernel = before[2:] if whole else attributes["kernel_shape"]
     stride = attributes.get("strides", [1, 1])
     pads = attributes.get("pads", [0, 0, 0, 0])
