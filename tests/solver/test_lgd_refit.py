@@ -1,0 +1,128 @@
+"""Masks for refitted weights: the optimum where masks can be enumerated, and no worse after."""
+
+import itertools
+
+import pytest
+import torch
+
+from crosspruner.solver import RefitProblem, lgd_rpp_refit, obs_group
+from crosspruner.solver.blocks import join_weights
+from crosspruner.solver.exhaustive import best_of_all_refit
+from crosspruner.solver.reduce import condense_targets, reduce_problem
+
+from .test_refit import enumerate_refits, every_mask, random_layer, random_problem
+
+
+@pytest.mark.parametrize("keep", [2, 4, 6])
+def test_lgd_rpp_refit_finds_the_optimum_of_enumerated_problems(keep):
+    problem = random_problem(groups=8, height=4, batch=8, seed=5)
+    mask = lgd_rpp_refit(problem, keep, restarts=8)
+    optimum = enumerate_refits(problem, keep)
+    assert torch.allclose(problem.solve(mask)[1], optimum, rtol=1e-9)
+
+
+@pytest.mark.parametrize("keep", [0, 1, 2, 5, 6])
+def test_trying_all_masks_finds_the_least_loss(keep, monkeypatch):
+    problem = random_problem(groups=6, batch=4, outputs=3, seed=keep)
+    monkeypatch.setattr("crosspruner.solver.exhaustive._CHUNK_ENTRIES", 2000)
+    mask = best_of_all_refit(problem, keep)
+    assert torch.equal(mask.sum(1), torch.full((4,), keep))
+    assert torch.allclose(problem.solve(mask)[1], enumerate_refits(problem, keep))
+
+
+def test_rows_that_cannot_afford_all_masks_are_searched(monkeypatch):
+    monkeypatch.setattr("crosspruner.solver.lgd_refit.MAX_FLOPS", 3e4)
+    problem, keep = random_problem(batch=5), torch.tensor([1, 3, 0, 5, 3])
+    mask = lgd_rpp_refit(problem, keep)
+    assert torch.equal(mask.sum(1), keep)
+    for row in (0, 2):  # those that can
+        best = enumerate_refits(problem, int(keep[row]))[row]
+        assert problem.solve(mask)[1][row].item() == pytest.approx(best.item())
+
+
+def test_condensed_outputs_weigh_masks_alike():
+    moment, weight, rows = random_layer([4] * 5, 6)
+    weight = weight[:, :2] @ torch.randn(2, 6, dtype=torch.float64)  # six outputs, two directions
+    problem = RefitProblem.from_moments(moment, weight, rows, torch.arange(6).view(1, 6))
+    small = condense_targets(problem, 2)
+    assert small.target.shape == (1, 20, 2)
+    for mask in every_mask(5, 3):
+        whole, part = (p.solve(mask[None])[1].item() for p in (problem, small))
+        assert part == pytest.approx(whole, abs=1e-8)
+    assert condense_targets(problem, 6) is problem
+    narrow = condense_targets(problem, 1)
+    assert all(
+        narrow.solve(mask[None])[1] > problem.solve(mask[None])[1] - 1e-9
+        for mask in every_mask(5, 3)
+    )
+
+
+def test_lgd_rpp_refit_beats_group_obs():
+    ratios = []
+    for seed, keep in itertools.product(range(3), (4, 8, 12)):
+        problem = random_problem(groups=16, height=4, batch=12, seed=seed)
+        ours = problem.solve(lgd_rpp_refit(problem, keep))[1]
+        ratios.append(ours / problem.solve(obs_group(problem, keep))[1])
+    ratio = torch.cat(ratios)
+    assert ratio.mean() < 1.0
+    assert (ratio > 1.02).double().mean() < 0.02
+
+
+@pytest.mark.parametrize("solve", [obs_group, lgd_rpp_refit])
+def test_keep_per_row_and_at_the_ends(solve):
+    problem = random_problem(groups=5, height=2, batch=4)
+    keep = torch.tensor([0, 1, 3, 5])
+    assert torch.equal(solve(problem, keep).sum(1), keep)
+
+
+@pytest.mark.parametrize("solve", [obs_group, lgd_rpp_refit])
+def test_dead_inputs_few_samples_and_an_all_zero_layer(solve):
+    moment, weight, rows = random_layer([3, 3, 3, 2], 4, samples=2)
+    moment[3:6] = 0
+    moment[:, 3:6] = 0
+    outputs = torch.arange(4).view(2, 2)
+    problem = RefitProblem.from_moments(moment, weight, rows, outputs, damping=1e-4)
+    mask = solve(problem, 2)
+    assert (mask.sum(1) == 2).all()
+    assert not mask[:, 1].any()
+    weights, loss = problem.solve(mask)
+    assert weights.isfinite().all()
+    assert loss.isfinite().all()
+    dead = RefitProblem.from_moments(torch.zeros(11, 11), weight, rows, outputs)
+    mask = solve(dead, 3)
+    refitted = join_weights(dead.solve(mask)[0], rows, outputs, 4)
+    kept_rows = mask[:, torch.arange(4).repeat_interleave(rows)].T.repeat_interleave(2, 1)
+    assert torch.allclose(refitted, weight * kept_rows)
+
+
+def test_stand_in_is_exact_at_full_rank_and_an_upper_bound_below():
+    problem = random_problem(groups=6, height=5, batch=4, seed=1)
+    mask = every_mask(6, 3)[:4]
+    loss = problem.solve(mask)[1]
+    full = reduce_problem(problem, 5).solve(mask)[1]
+    assert torch.allclose(full, loss, rtol=1e-7)
+    previous = torch.full_like(loss, torch.inf)
+    for rank in (2, 3, 4):
+        bound = reduce_problem(problem, rank).solve(mask)[1]
+        assert (bound >= loss - 1e-9).all()
+        assert (bound <= previous + 1e-9).all() or rank > 2
+        previous = bound
+
+
+def test_stand_in_keeps_the_dense_solution():
+    problem = random_problem(groups=4, height=6, batch=3, outputs=1)
+    everything = torch.ones(3, 4, dtype=torch.bool)
+    stand_in = reduce_problem(problem, 3)
+    assert torch.allclose(
+        stand_in.solve(everything)[1],
+        problem.solve(everything)[1],
+        atol=0.02 * problem.constant.max().item(),
+    )
+
+
+def test_masks_from_the_stand_in_are_nearly_as_good():
+    problem = random_problem(groups=10, height=8, batch=10, seed=3)
+    exact = problem.solve(lgd_rpp_refit(problem, 5))[1].sum()
+    small = problem.solve(lgd_rpp_refit(problem, 5, rank=4))[1].sum()
+    dropped = problem.solve(every_mask(10, 5)[:10])[1].sum()
+    assert small - exact < 0.1 * (dropped - exact)
