@@ -17,12 +17,12 @@ IMAGE_KEYS = ("image", "images", "input", "inputs", "pixel_values", "x", "data")
 
 
 def read_batches(loader: Iterable[Any], model: nn.Module) -> list[Tensor]:
-    """The images of every batch, on the model's device and in its dtype.
+    """The images of every batch, where and as the model takes them.
 
     Args:
         loader: any iterable of batches: tensors (B, ...), tuples or lists whose first tensor holds
             the images, or dictionaries with one of `IMAGE_KEYS`.
-        model: its first floating-point parameter says where the images go.
+        model: whose images they are (`as_network_takes`).
 
     Returns:
         Tensors (B, ...) of one image shape, at least one, none empty.
@@ -30,7 +30,6 @@ def read_batches(loader: Iterable[Any], model: nn.Module) -> list[Tensor]:
     Raises:
         DataError: not an iterable, no batch, no tensor in a batch, shapes that differ, NaN or Inf.
     """
-    like = next((p for p in model.parameters() if p.is_floating_point()), torch.empty(0))
     if isinstance(loader, Tensor):
         loader = [loader]  # iterating over a tensor would give single images
     try:
@@ -50,7 +49,7 @@ def read_batches(loader: Iterable[Any], model: nn.Module) -> list[Tensor]:
                 f"calibration batch {number} has images of shape {tuple(images.shape[1:])}, the "
                 f"first one {tuple(batches[0].shape[1:])}: give images of one shape"
             )
-        images = images.to(like.device, like.dtype) if images.is_floating_point() else images
+        images = as_network_takes(images, model)
         if not bool(images.isfinite().all()):
             raise DataError(f"calibration batch {number} holds NaN or Inf: clean the images")
         batches.append(images)
@@ -60,6 +59,19 @@ def read_batches(loader: Iterable[Any], model: nn.Module) -> list[Tensor]:
             "second time; pass a DataLoader or a list of batches"
         )
     return batches
+
+
+def as_network_takes(images: Tensor, network: nn.Module) -> Tensor:
+    """Images on the device of a network's weights, and in their dtype.
+
+    Whole numbers stay whole numbers: bytes that the network scales, indices that it looks up.
+
+    Args:
+        images: (B, ...).
+        network: its first floating-point parameter says where they go.
+    """
+    like = next((p for p in network.parameters() if p.is_floating_point()), torch.empty(0))
+    return images.to(like.device, like.dtype if images.is_floating_point() else None)
 
 
 def images_of(batch: Any) -> Tensor:

@@ -14,7 +14,7 @@ from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec
 from crosspruner.hardware.attention import layer_module
 from crosspruner.pruning.budget_settings import BudgetSettings
-from crosspruner.pruning.calibration import read_batches
+from crosspruner.pruning.calibration import as_network_takes, read_batches
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.network_solver import check_network_solver
@@ -175,11 +175,9 @@ def validation_accuracy(network: nn.Module, trainer: pl.Trainer, device: torch.d
         raise ConfigError(
             "budget=sensitivity stops by the validation accuracy: give the trainer val_dataloaders"
         )
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
     seen = torch.zeros(2, device=device)  # right, all
     for inputs, labels in loader:
-        inputs = inputs.to(device, dtype if inputs.is_floating_point() else None)
-        right = network(inputs).argmax(1) == labels.to(device)
+        right = network(as_network_takes(inputs, network)).argmax(1) == labels.to(device)
         seen += torch.stack([right.sum(), torch.tensor(len(labels), device=device)])
     seen = trainer.strategy.reduce(seen, reduce_op="sum")  # type: ignore[assignment]
     return float(seen[0] / seen[1])

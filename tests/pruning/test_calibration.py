@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from crosspruner.errors import DataError
-from crosspruner.pruning.calibration import read_batches
+from crosspruner.pruning.calibration import as_network_takes, read_batches
 
 MODEL = nn.Linear(2, 1)
 IMAGES = torch.arange(12.0).view(6, 2)
@@ -39,6 +39,22 @@ def test_one_tensor_is_one_batch():
 
 def test_images_take_the_type_of_the_weights():
     assert read_batches([IMAGES], nn.Linear(2, 1).double())[0].dtype == torch.float64
+
+
+@pytest.mark.parametrize("given", [torch.uint8, torch.int64, torch.bool])
+def test_whole_numbers_stay_whole_numbers(given):
+    images = torch.arange(6).view(3, 2).to(given)
+    (batch,) = read_batches([images], MODEL)
+    assert batch.dtype == given
+    assert torch.equal(batch, images)
+
+
+@pytest.mark.parametrize("given", [torch.uint8, torch.float16])
+def test_all_images_go_where_the_weights_are(given):
+    """The meta device stands for a GPU: images of bytes were left on the CPU."""
+    images = as_network_takes(torch.zeros(3, 2, dtype=given), nn.Linear(2, 1, device="meta"))
+    assert images.device.type == "meta"
+    assert images.dtype == (torch.uint8 if given is torch.uint8 else torch.float32)
 
 
 @pytest.mark.parametrize(
