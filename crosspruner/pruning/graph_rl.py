@@ -24,7 +24,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from crosspruner.hardware.plan import Plan
 from crosspruner.pruning.global_choice import choose_masks
 from crosspruner.pruning.group_slopes import group_slopes
-from crosspruner.pruning.trial_masks import dense_matrices, on_trial
+from crosspruner.pruning.trial_masks import on_trial
 from crosspruner.pruning.walk import forward
 from crosspruner.solver.self_competition import SearchSettings, search
 from crosspruner.sparsity import GroupLayout
@@ -60,28 +60,28 @@ def graph_rl_masks(
     Returns:
         Layer name -> (U, P) bool at the exact budget: the best that any episode has met.
     """
-    dense = dense_matrices(network, layouts)
-    slopes = group_slopes(network, layouts, users, dense, batches, generator)
-    worth = {n: slopes[n].double().square().mean(0).view(la.shape) for n, la in layouts.items()}
     images = torch.cat(list(batches))[:IMAGES]
     sizes = [layout.input_groups for layout in layouts.values()]
+    with on_trial(network, layouts) as trial:
+        slopes = group_slopes(network, layouts, users, trial.matrices, batches, generator)
+        worth = {n: slopes[n].double().square().mean(0).view(la.shape) for n, la in layouts.items()}
 
-    def masks_of(action: Tensor) -> dict[str, Tensor]:
-        factors = torch.where(action, 1.0, DROPPED).split(sizes)
-        scores = {n: worth[n] * own for n, own in zip(layouts, factors, strict=True)}
-        return choose_masks(scores, plan, layouts, ratio)
+        def masks_of(action: Tensor) -> dict[str, Tensor]:
+            factors = torch.where(action, 1.0, DROPPED).split(sizes)
+            scores = {n: worth[n] * own for n, own in zip(layouts, factors, strict=True)}
+            return choose_masks(scores, plan, layouts, ratio)
 
-    with own_statistics(network), on_trial(network, layouts) as trial:
-        before = forward(network, images).float().log_softmax(1)
+        with own_statistics(network):
+            before = forward(network, images).float().log_softmax(1)
 
-        def value(action: Tensor) -> float:
-            trial.put(masks_of(action))
-            now = forward(network, images).float().log_softmax(1)
-            return -float(F.kl_div(now, before, log_target=True, reduction="batchmean"))
+            def value(action: Tensor) -> float:
+                trial.put(masks_of(action))
+                now = forward(network, images).float().log_softmax(1)
+                return -float(F.kl_div(now, before, log_target=True, reduction="batchmean"))
 
-        found = search(
-            *(node_features(plan, layouts, worth), joined(sizes), value, generator, settings)
-        )
+            found = search(
+                *(node_features(plan, layouts, worth), joined(sizes), value, generator, settings)
+            )
     log.info(
         "graph_rl: divergence of the predictions %.4f without the agent, %.4f by the best of %d "
         "episodes",

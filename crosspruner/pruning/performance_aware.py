@@ -54,8 +54,7 @@ def performance_aware_masks(
     """
     target = check_ratio(plan, layouts, ratio)
     unit, blocks, most = units_of(layouts)
-    matrices = dense_matrices(network, layouts)
-    scores = {n: _norms(matrices[n], layout) for n, layout in layouts.items()}
+    scores = {n: _norms(m, layouts[n]) for n, m in dense_matrices(network, layouts).items()}
     seen = torch.cat(list(batches))[:IMAGES].split(len(batches[0]))
     before = [forward(network, images).float().log_softmax(1) for images in seen]
     edges, losses = [], []
