@@ -169,6 +169,9 @@ class NormSums:
 def reestimate_all(network: nn.Module, batches: Sequence[Tensor]) -> None:
     """Make the statistics of every batch norm those of the images, in the order in which they run.
 
+    Batch by batch, a pass for each batch norm: it takes the memory of one batch, as the training
+    beside it does. `measuring_norms` needs a single pass, with all images at once.
+
     Args:
         network: changed in place; its mode is left as it was.
         batches: calibration images.
