@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from crosspruner.errors import ModelError
+from crosspruner.errors import ConfigError, ModelError
 from crosspruner.hardware.weight_form import attainable, form_of, read_matrix, write_matrix
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.mask_choice import choose_layer_mask
@@ -37,8 +37,11 @@ class LayerwiseSettings:
         reorder: one of REORDERS.
         refit: whether surviving weights are refitted.
         damping: of the refit, a share of the mean input energy, > 0.
-        positions: output positions per image that enter the moments; None = all.
+        positions: output positions per image that enter the moments, >= 1; None = all.
         max_bytes: largest second moment kept whole.
+
+    Raises:
+        ConfigError: `damping` or `positions` is out of its range.
     """
 
     solver: str = "lgd_rpp"
@@ -47,6 +50,18 @@ class LayerwiseSettings:
     damping: float = 0.01
     positions: int | None = 128
     max_bytes: int = MAX_BYTES
+
+    def __post_init__(self) -> None:
+        if not self.damping > 0:
+            raise ConfigError(
+                f"procedure.damping={self.damping:g}: give a share of the mean input energy above "
+                "0, for example 0.01; procedure.refit=false refits nothing"
+            )
+        if self.positions is not None and self.positions < 1:
+            raise ConfigError(
+                f"procedure.positions={self.positions}: give output positions per image, 1 or "
+                "more, or null for all"
+            )
 
     @property
     def foresees_refit(self) -> bool:

@@ -150,3 +150,15 @@ def test_what_cannot_be_done_is_refused_before_training():
         pruning(calibration_images=0)
     with pytest.raises(BudgetError, match="largest feasible ratio"):
         fit(pruning(ratio=0.97))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"damping": 0.0}, r"procedure\.damping=0: give a share of the mean input energy above 0"),
+        ({"positions": 0}, r"procedure\.positions=0: give output positions per image"),
+    ],
+)
+def test_settings_out_of_range_are_refused_before_training(given, said):
+    with pytest.raises(ConfigError, match=said):
+        LayerwiseSettings(**given)
