@@ -39,16 +39,8 @@ log = logging.getLogger(__name__)
 
 
 def open_data(config: DictConfig) -> ImageData:
-    """The data set of the configuration, set up.
-
-    Its own errors come as they are, without hydra's wrapping.
-    """
-    try:
-        data = instantiate(config.data)
-    except InstantiationException as error:
-        if isinstance(error.__cause__, CrossprunerError):
-            raise error.__cause__ from None
-        raise
+    """The data set of the configuration, set up."""
+    data = _made(config, "data")
     data.prepare_data()
     data.setup()
     return data
@@ -84,8 +76,8 @@ def module_of(
         log.warning("distill=%g does nothing at ratio=0: nothing is pruned", settings.distill)
     return Classifier(
         network,
-        optimizer=instantiate(config.optimizer),
-        scheduler=instantiate(config.lr_schedule) if config.lr_schedule else None,
+        optimizer=_optimizer_of(config),
+        scheduler=_made(config, "lr_schedule") if config.lr_schedule else None,
         label_smoothing=how.label_smoothing,
         channels_last=how.channels_last,
         seed=settings.seed,
@@ -95,6 +87,21 @@ def module_of(
         compile=how.compile,
         compile_backend=how.compile_backend,
     )
+
+
+def _optimizer_of(config: DictConfig) -> Any:
+    """What makes the optimizer, tried on a weight of its own: values are refused only then."""
+    make = _made(config, "optimizer")
+    try:
+        make([nn.Parameter(torch.zeros(1))])
+    except (TypeError, ValueError) as error:
+        shown = ", ".join(
+            f"optimizer.{key}={value}"
+            for key, value in config.optimizer.items()
+            if not str(key).startswith("_")
+        )
+        raise ConfigError(f"{shown}: {config.optimizer._target_} refuses: {error}") from error
+    return make
 
 
 def pruning_of(settings: RunSettings) -> PruningCallback:
@@ -144,23 +151,21 @@ def trainer_of(
     """The trainer, with our callbacks before those of the configuration.
 
     Raises:
-        ConfigError: several devices in a sweep whose jobs share a process.
+        ConfigError: several devices in a sweep whose jobs share a process, or a value that
+            Lightning does not take.
     """
     bar = sys.stdout.isatty() and not is_sweep()  # a sweep has one of its own, over all jobs
     shown = progress_callbacks(Path(config.paths.output_dir), bar)
-    callbacks = [*ours, *shown, *instantiate(config.callbacks).values()]
+    callbacks = [*ours, *shown, *_made(config, "callbacks").values()]
     if not loggers:  # it would raise without one
         callbacks = [c for c in callbacks if not isinstance(c, pl.callbacks.LearningRateMonitor)]
     _check_devices(config)
-    epochs = config.trainer.max_epochs
-    with open_dict(config):
-        config.trainer.max_epochs = epochs or math.ceil(pruning.schedule.epochs)
-    trainer: pl.Trainer = instantiate(
-        config.trainer,
-        callbacks=callbacks,
-        logger=loggers or False,
-        enable_progress_bar=bar,
-    )
+    _check_epochs(config)
+    if config.trainer.max_epochs is None:
+        with open_dict(config):
+            config.trainer.max_epochs = math.ceil(pruning.schedule.epochs)
+    given = {"callbacks": callbacks, "logger": loggers or False, "enable_progress_bar": bar}
+    trainer: pl.Trainer = _made(config, "trainer", **given)
     if "bf16" in str(trainer.precision) and bfloat16_is_emulated(trainer.strategy.root_device):
         log.warning(slow_bfloat16(f"trainer.precision={config.trainer.precision}"))
     return trainer
@@ -174,6 +179,17 @@ def _check_devices(config: DictConfig) -> None:
             f"trainer.devices={config.trainer.devices} in a sweep: Lightning would start the whole "
             "sweep again for each device. Give each job processes of its own: "
             "hydra/launcher=submitit_local (or submitit_slurm), or run the jobs one by one"
+        )
+
+
+def _check_epochs(config: DictConfig) -> None:
+    epochs, steps = config.trainer.max_epochs, config.trainer.get("max_steps", -1)
+    if epochs is None or (epochs == -1 and isinstance(steps, int) and steps > 0):
+        return
+    if isinstance(epochs, bool) or not isinstance(epochs, int) or epochs < 1:
+        raise ConfigError(
+            f"trainer.max_epochs={epochs}: give a whole number of 1 or more, or null for the "
+            "epochs of the schedule; schedule=none procedure=layerwise trains nothing"
         )
 
 
@@ -210,6 +226,23 @@ def quieten_lightning() -> None:
 def is_sweep() -> bool:
     """Whether this is a job of a sweep."""
     return HydraConfig.get().mode is RunMode.MULTIRUN
+
+
+def _made(config: DictConfig, group: str, **given: Any) -> Any:
+    """What a group of the configuration stands for; errors are those of the class itself.
+
+    Raises:
+        CrossprunerError: as the class raises it.
+        ConfigError: the class, of a library, refuses a value.
+    """
+    try:
+        return instantiate(config[group], **given)
+    except InstantiationException as error:
+        if isinstance(error.__cause__, CrossprunerError):
+            raise error.__cause__ from None
+        if error.__cause__ is None:
+            raise
+        raise ConfigError(f"{group}: {error.__cause__}") from error
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:

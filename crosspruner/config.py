@@ -22,6 +22,9 @@ from crosspruner.training.settings import TrainingSettings
 PROCEDURES = ("per_step", "layerwise", "mask_sparsity", "group_lasso", "both", "held")
 
 
+LISTS = ("include", "exclude", "tags")
+
+
 @dataclass(frozen=True)
 class Named:
     """A group of which only the choice matters."""
@@ -126,6 +129,9 @@ def run_settings(config: DictConfig) -> RunSettings:
             message names the key.
     """
     given = {key: config[key] for key in RunSettings.__dataclass_fields__ if key in config}
+    for key in LISTS:
+        if given.get(key) is not None and not OmegaConf.is_list(given[key]):
+            raise ConfigError(f"{key}={given[key]} is no list: type {key}=[{given[key]}]")
     schema = OmegaConf.structured(RunSettings)
     for group in schema.values():
         if OmegaConf.is_config(group):  # frozen dataclasses come read-only, merging included

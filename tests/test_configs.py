@@ -1,11 +1,14 @@
 """Every config file composes, and what it says is accepted."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from torch import nn
 
+from crosspruner.assemble import module_of
 from crosspruner.config import run_settings
 from crosspruner.errors import ConfigError
 
@@ -72,3 +75,27 @@ def test_choices_reach_the_library():
     assert str(settings.crossbar) == "64x64"
     assert (settings.mapping.kout, settings.mapping.kernel_rows) == (4, "one")
     assert settings.solver.name == "magnitude"
+
+
+@pytest.mark.parametrize("key", ["include", "exclude", "tags"])
+def test_a_word_where_a_list_belongs_is_told_how_to_become_one(key):
+    with pytest.raises(ConfigError, match=rf"^{key}=features is no list: type {key}=\[features\]$"):
+        run_settings(composed(f"{key}=features"))
+
+
+def trained(*overrides):
+    """The LightningModule of a configuration, around a network that stands for any."""
+    config = composed(*overrides)
+    data = SimpleNamespace(num_classes=10)
+    return module_of(config, run_settings(config), nn.Linear(1, 1), data)
+
+
+@pytest.mark.parametrize("rate", ["fast", "-1"])
+def test_an_optimizer_that_refuses_its_values_does_so_before_training_and_names_them(rate):
+    with pytest.raises(ConfigError, match=rf"^optimizer\.lr={rate}, .*torch\.optim\.SGD refuses"):
+        trained(f"optimizer.lr={rate}")
+
+
+def test_the_learning_rate_may_stay_as_it_is():
+    assert trained("lr_schedule=none").make_scheduler is None
+    assert trained().make_scheduler is not None

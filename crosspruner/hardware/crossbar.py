@@ -35,9 +35,10 @@ class Crossbar:
         for field in ("rows", "cols", "weight_bits", "cell_bits"):
             value = getattr(self, field)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                size = "crossbar=256x256" if field in ("rows", "cols") else f"crossbar.{field}=8"
                 raise ConfigError(
                     f"crossbar {field}={value!r}: it must be a whole number of at least 1, "
-                    "for example crossbar=256x256."
+                    f"for example {size}."
                 )
         if self.weight_columns < 1:
             raise ConfigError(

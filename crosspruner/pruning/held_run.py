@@ -104,7 +104,9 @@ def dense_weights(run: str | Path) -> Path:
 
 def _file(run: Path, name: str) -> Path:
     if not (run / name).is_file():
-        raise RunFolderError(f"{run} has no {name}: give the folder of a finished run that pruned")
+        raise RunFolderError(
+            f"procedure.run={run} has no {name}: give the folder of a finished run that pruned"
+        )
     return run / name
 
 

@@ -78,11 +78,14 @@ class StepSettings:
                 raise ConfigError(f"{key}={value!r} is unknown: use one of {', '.join(choices)}")
         if not 0 < self.step_size <= 1 or not 0 <= self.smoothing < 1 or self.damping <= 0:
             raise ConfigError(
-                f"step_size={self.step_size} must lie in (0, 1], smoothing={self.smoothing} in "
-                f"[0, 1), damping={self.damping} above 0"
+                f"solver: step_size={self.step_size} must lie in (0, 1], smoothing="
+                f"{self.smoothing} in [0, 1), damping={self.damping} above 0"
             )
         if min(self.moment_every, self.refresh_every, self.moment_rows) < 1:
-            raise ConfigError("moment_every, refresh_every and moment_rows must be 1 or more")
+            raise ConfigError(
+                f"solver: moment_every={self.moment_every}, refresh_every={self.refresh_every}, "
+                f"moment_rows={self.moment_rows}: each must be 1 or more"
+            )
 
     @property
     def needs_moments(self) -> bool:

@@ -26,6 +26,9 @@ CHECKED = [  # found by crosspruner; the first three in the fast suite
     ([*SMALL, "ratio=0.99"], "the largest feasible ratio is 0"),
     (["exclude=[head.*]"], r"exclude: 'head\.\*' matches no layer"),
     (["logger.wandb.mode=online"], "needs an account"),
+    (["trainer.max_epochs=0"], "trainer.max_epochs=0: give a whole number of 1 or more, or null"),
+    (["trainer.accelerator=gpx"], "^error: trainer: You selected an invalid accelerator name"),
+    (["optimizer.lr=fast"], "^error: optimizer.lr=fast, .*torch.optim.SGD refuses: "),
 ]
 
 
