@@ -241,6 +241,14 @@ def test_inputs_are_left_alone():
     assert torch.equal(gram, copy)
 
 
+def test_the_largest_eigenvalue_may_lie_apart_from_the_longest_column():
+    # Blocks of eigenvalue 3, and 4 and 0: the columns are of length 3 and 8 ** 0.5.
+    gram = torch.tensor([[[3.0, 0.0, 0.0], [0.0, 2.0, 2.0], [0.0, 2.0, 2.0]]]).double()
+    assert largest_eigenvalue(gram).item() == pytest.approx(4)
+    gram = torch.tensor([[[3.0, 0.0, 0.0], [0.0, 2.0, -2.0], [0.0, -2.0, 2.0]]]).double()
+    assert largest_eigenvalue(gram).item() == pytest.approx(4)
+
+
 @given(seed=st.integers(0, 30))
 @settings(max_examples=20, deadline=None)
 def test_largest_eigenvalue(seed):
