@@ -138,7 +138,10 @@ def _descend(
     """Run all restarts of all problems as one batch. Returns each run's best mask (B, R, P)."""
     batch, groups, _ = gram.shape
     # With G / lambda_max the step size eta is 1 and the state has no unit.
-    scale = largest_eigenvalue(gram).clamp(min=torch.finfo(gram.dtype).tiny)
+    # Where h is all there is, that would put it beyond the range of numbers.
+    number = torch.finfo(gram.dtype)
+    least = (linear.abs().amax(1) * number.eps).clamp(min=number.tiny)
+    scale = torch.maximum(largest_eigenvalue(gram), least)
     gram = gram / scale.view(-1, 1, 1)
     linear = (linear / scale.view(-1, 1)).unsqueeze(1)
     state = torch.rand(

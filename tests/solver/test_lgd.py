@@ -249,6 +249,13 @@ def test_the_largest_eigenvalue_may_lie_apart_from_the_longest_column():
     assert largest_eigenvalue(gram).item() == pytest.approx(4)
 
 
+@pytest.mark.parametrize("swaps", [False, True])
+def test_without_energy_the_linear_part_decides(swaps):
+    linear = torch.tensor([[100.0, 400.0, 300.0, 200.0]])
+    mask = lgd_rpp(torch.zeros(1, 4, 4), 2, linear, swaps=swaps)
+    assert mask.tolist() == [[False, True, True, False]]
+
+
 @given(seed=st.integers(0, 30))
 @settings(max_examples=20, deadline=None)
 def test_largest_eigenvalue(seed):
