@@ -140,5 +140,6 @@ def _start(gram: Tensor, problem: Tensor, residual: Tensor, mask: Tensor) -> _Ta
         pruned=pruned,
         pruned_valid=slot[groups - pruned.shape[1] :] >= num_kept,
         cross=gram[problem[:, None, None], kept[:, :, None], pruned[:, None, :]],
-        tolerance=1e-12 * groups * own.abs().amax(1)[problem],
+        # An h far above G leaves the residual few digits for what a swap changes.
+        tolerance=1e-12 * groups * own.abs().amax(1)[problem] + 1e-14 * residual.abs().amax(1),
     )
