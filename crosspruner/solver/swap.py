@@ -33,7 +33,7 @@ def swap_descent(
         bool, shape of `mask`, with as many True per row, never a higher loss.
     """
     batch, groups = linear.shape
-    masks = mask.reshape(batch, -1, groups)
+    masks = mask if mask.ndim == 3 else mask.unsqueeze(1)
     residual = (masks.to(gram.dtype) @ gram - linear.unsqueeze(1)).flatten(0, 1)
     problem = torch.arange(batch, device=mask.device).repeat_interleave(masks.shape[1])
     masks = masks.flatten(0, 1).clone()
