@@ -250,5 +250,6 @@ def relative_error(moments: Moments, weight: Tensor, weights: Tensor | None = No
     """Squared error of a layer's outputs over their energy, each output weighed by `weights`."""
     error, energy = reconstruction_error(moments, weight), moments.energy.flatten()
     if weights is not None:
+        weights = weights.to(error)
         error, energy = error * weights, energy * weights
     return float(error.sum() / energy.sum().clamp(min=torch.finfo(energy.dtype).tiny))

@@ -33,7 +33,7 @@ def choose_layer_mask(
         blocks: blocks of crossbars to keep, layout.fewest_blocks..layout.blocks.
         layout: the layer's groups.
         solver: a name in `solver.SOLVERS`.
-        generator: source of all randomness.
+        generator: source of all randomness, on the CPU.
         judge: `judge_of(problem)`, for who asks several times; None = made here.
 
     Returns:
@@ -54,6 +54,10 @@ def choose_layer_mask(
     judge = judge or judge_of(problem)
     keep = share_out(judge.removal_costs, groups)
     refitted = problem.refit is not None
+    if generator is not None and problem.gram.device != generator.device:
+        # The draws are made where the problem is: by a generator of that device, seeded by ours.
+        seed = int(torch.randint(2**31, (1,), generator=generator))
+        generator = torch.Generator(problem.gram.device).manual_seed(seed)
     mask = choose_mask(problem, keep, solver, generator, refit=refitted)
     if layout.grain == "crossbar":
         return mask.cpu()

@@ -71,7 +71,8 @@ def performance_aware_masks(
             )
         )  # fmt: skip
     prices = [steps * int(u) for steps, u in zip(edges, unit, strict=True)]
-    money = int((blocks * unit).sum()) - round(target)
+    # The target may lie up to half a unit beyond what the layers can give.
+    money = int((blocks * unit).sum()) - min(round(target), int((most * unit).sum()))
     picked = choose_levels(prices, losses, money)
     kept = torch.stack([steps[level] for steps, level in zip(edges, picked, strict=True)])
     removed = settle((blocks - kept).double(), unit, most, target)

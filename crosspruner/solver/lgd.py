@@ -138,7 +138,10 @@ def _descend(
     """Run all restarts of all problems as one batch. Returns each run's best mask (B, R, P)."""
     batch, groups, _ = gram.shape
     # With G / lambda_max the step size eta is 1 and the state has no unit.
-    scale = largest_eigenvalue(gram).clamp(min=torch.finfo(gram.dtype).tiny)
+    # Where h is all there is, that would put it beyond the range of numbers.
+    number = torch.finfo(gram.dtype)
+    least = (linear.abs().amax(1) * number.eps).clamp(min=number.tiny)
+    scale = torch.maximum(largest_eigenvalue(gram), least)
     gram = gram / scale.view(-1, 1, 1)
     linear = (linear / scale.view(-1, 1)).unsqueeze(1)
     state = torch.rand(
@@ -200,9 +203,14 @@ def largest_eigenvalue(gram: Tensor, iterations: int = 50) -> Tensor:
     """Largest eigenvalue of each symmetric PSD matrix (B, P, P), by power iteration. (B,)"""
     if gram.shape[1] == 0:
         return gram.new_zeros(gram.shape[0])
-    # The longest column is G times a unit vector, so never orthogonal to the range of G.
+    # The longest column is a good start. Alone it never leaves its block of a block-diagonal G,
+    # where another block may hold more, so a drawn vector goes with it: the same one every time.
     longest = gram.norm(dim=1).argmax(1)
-    vector = gram[torch.arange(len(gram), device=gram.device), :, longest].unsqueeze(-1)
+    generator = torch.Generator(gram.device).manual_seed(0)
+    start = torch.randn(gram.shape[1], generator=generator, dtype=gram.dtype, device=gram.device)
+    start = (start / gram.shape[1] ** 0.5).repeat(len(gram), 1)
+    start[torch.arange(len(gram), device=gram.device), longest] += 1
+    vector = gram @ start.unsqueeze(-1)
     # Not `normalize`: its floor of 1e-12 would count Gram matrices in small units as zero.
     tiny = torch.finfo(gram.dtype).tiny
     for _ in range(iterations):

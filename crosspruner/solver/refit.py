@@ -73,12 +73,12 @@ class RefitProblem:
         moment, weight, cross, energy = check_moments(moment, weight, group_rows, cross, energy)
         if not damping >= 0:
             raise SolverError(f"damping must be >= 0 (0.01 is usual), got {damping}")
-        rows = moment.shape[0]
         ridge = ridge_of(moment, damping)
-        damped = (moment + moment.mT) / 2 + ridge * torch.eye(rows, dtype=moment.dtype)
+        damped = (moment + moment.mT) / 2
+        damped.diagonal().add_(ridge)
         place, width = padded_rows(group_rows)
         size = len(group_rows) * width
-        padded = torch.eye(size, dtype=moment.dtype)
+        padded = torch.eye(size, dtype=moment.dtype, device=moment.device)
         padded[place[:, None], place] = damped
         target = moment.new_zeros(size, weight.shape[1])
         target[place] = cross + ridge * weight

@@ -9,6 +9,7 @@ resource constraint; the moving average as its past, PPO (Schulman et al. 2017) 
 our reading of an abstract. Nothing is trained between the episodes.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -98,16 +99,14 @@ def search(
         policy = GraphPolicy(features.shape[1])
     optimizer = torch.optim.Adam(policy.parameters(), lr=how.lr)
     best = torch.ones(len(features), dtype=torch.bool)
-    values = [evaluate(best)]
+    values = _finite([evaluate(best)])
     most = reference = values[0]
     while len(values) < how.episodes:
         with torch.no_grad():
             logits = policy(features, adjacency)
         draws = torch.rand(how.together, len(features), generator=generator)
         actions = draws < torch.sigmoid(logits)
-        news = [evaluate(action) for action in actions]
-        if not all(torch.tensor(news).isfinite()):
-            raise SolverError("a choice has a value that is NaN or Inf")
+        news = _finite([evaluate(action) for action in actions])
         for action, value in zip(actions, news, strict=True):
             if value > most:
                 best, most = action, value
@@ -117,6 +116,12 @@ def search(
     with torch.no_grad():
         keep = torch.sigmoid(policy(features, adjacency))
     return Found(best, most, values, keep)
+
+
+def _finite(values: list[float]) -> list[float]:
+    if not all(map(math.isfinite, values)):
+        raise SolverError("a choice has a value that is NaN or Inf")
+    return values
 
 
 @torch.enable_grad()

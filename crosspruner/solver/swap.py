@@ -33,7 +33,7 @@ def swap_descent(
         bool, shape of `mask`, with as many True per row, never a higher loss.
     """
     batch, groups = linear.shape
-    masks = mask.reshape(batch, -1, groups)
+    masks = mask if mask.ndim == 3 else mask.unsqueeze(1)
     residual = (masks.to(gram.dtype) @ gram - linear.unsqueeze(1)).flatten(0, 1)
     problem = torch.arange(batch, device=mask.device).repeat_interleave(masks.shape[1])
     masks = masks.flatten(0, 1).clone()
@@ -140,5 +140,6 @@ def _start(gram: Tensor, problem: Tensor, residual: Tensor, mask: Tensor) -> _Ta
         pruned=pruned,
         pruned_valid=slot[groups - pruned.shape[1] :] >= num_kept,
         cross=gram[problem[:, None, None], kept[:, :, None], pruned[:, None, :]],
-        tolerance=1e-12 * groups * own.abs().amax(1)[problem],
+        # An h far above G leaves the residual few digits for what a swap changes.
+        tolerance=1e-12 * groups * own.abs().amax(1)[problem] + 1e-14 * residual.abs().amax(1),
     )

@@ -23,7 +23,8 @@ def project(scores: Tensor, blocks: int, layout: GroupLayout) -> Tensor:
 
     Every output keeps at least one input group. At crossbar grain the kept score is the exact
     maximum. At column grain it is the exact maximum whenever that maximum leaves no output without
-    input; else the columns are exchanged one for one until every output has its input.
+    input; else the columns are exchanged one for one until every output has its input. (Below zero
+    scores count there by how far they are above the lowest: a paid column is never left empty.)
 
     Args:
         scores: (U, P) finite, higher = more worth keeping.
@@ -66,9 +67,10 @@ def _top(scores: Tensor, forced: Tensor, count: int) -> Tensor:
 
 def _project_columns(scores: Tensor, blocks: int, layout: GroupLayout) -> Tensor:
     """scores (G, O, P): outputs and input groups of each of G lanes."""
-    # With the lowest score at zero, a last chunk of fewer than Kout columns cannot outrank a full
-    # one, so a higher chunk of an input group is always taken before a lower one.
-    scores = scores - scores.amin()
+    # With no score below zero, a last chunk of fewer than Kout columns cannot outrank a full one,
+    # so a higher chunk of an input group is always taken before a lower one. Scores of zero and
+    # more stay as they are: a shift would take more from a full chunk than from a short one.
+    scores = scores - scores.amin().clamp(max=0)
     mask = _fill(scores, _take_chunks(scores, blocks, layout), layout.kout)
     if bool(mask.any(dim=2).all()):
         return mask

@@ -183,6 +183,20 @@ def test_a_layer_with_weight_norm_is_measured_as_the_plain_one():
     assert not bool(masks[0]["2"].all())
 
 
+@pytest.mark.parametrize("solver", NETWORK_SOLVERS)
+def test_a_target_just_beyond_the_last_unit_takes_all_that_may_go(solver):
+    network, x = trained(), images(4)
+    plan = plan_model(network, (2, 6, 6), "18x8", "semifolded", "crossbar")
+    layouts = {n: lay for n, lay in prunable_layers(plan, "crossbar").items() if n == "second"}
+    # Six blocks of 3 crossbars may go: 18 crossbars are asked for, and one more.
+    ratio = 19 / plan.compute_crossbars
+    users = users_of(plan, layouts)
+    found = NETWORK_SOLVERS[solver](
+        network, plan, layouts, users, ratio, [x], torch.Generator().manual_seed(0)
+    )
+    assert layouts["second"].blocks_of(found["second"]) == 2
+
+
 def test_blocks_are_worth_the_sums_of_their_columns():
     layout = GroupLayout("fc", "column", 3, 2, 1, 1, 2)
     scores = torch.tensor([[1.0, 5.0], [2.0, 0.0], [4.0, 3.0]])

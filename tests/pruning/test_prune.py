@@ -67,6 +67,17 @@ def snapshot(net):
     return {k: v.clone() for k, v in net.state_dict().items()}, [m.training for m in net.modules()]
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("solver", ["lgd_rpp", "greedy", "lgd_hard", "random"])
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_network_is_pruned_on_its_own_device(solver, refit):
+    net = make_net().cuda()
+    result = small(net, solver=solver, refit=refit)
+    assert all(p.is_cuda for p in result.model.parameters())
+    assert all(torch.isfinite(torch.tensor(error)) for error in result.errors.values())
+    assert abs(result.saved - 0.5) * result.dense_plan.compute_crossbars <= 0.5
+
+
 @pytest.mark.parametrize("grain", ["crossbar", "column"])
 @pytest.mark.parametrize("reorder", ["none", "importance", "tetris"])
 def test_the_budget_is_exact_and_the_plan_computes_the_network(grain, reorder):

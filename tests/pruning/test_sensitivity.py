@@ -94,6 +94,16 @@ def test_the_target_stops_the_whole():
     assert "target" in result.stopped_by.values()
 
 
+def test_a_ratio_of_whole_crossbars_is_met_to_the_last():
+    budget = BudgetSettings("sensitivity", max_layer_ratio=0.6)
+    result = cp.prune(
+        make_net(), make_images(), budget=budget, evaluate=lambda net: 1.0, ratio=28 / 390,
+        **GIVEN | {"kout": 1},
+    )  # fmt: skip
+    assert result.dense_plan.compute_crossbars == 390
+    assert result.plan.compute_crossbars == 362
+
+
 def test_it_needs_to_know_the_accuracy():
     with pytest.raises(ConfigError, match="give evaluate"):
         cp.prune(make_net(), make_images(), budget="sensitivity", **GIVEN)

@@ -241,6 +241,21 @@ def test_inputs_are_left_alone():
     assert torch.equal(gram, copy)
 
 
+def test_the_largest_eigenvalue_may_lie_apart_from_the_longest_column():
+    # Blocks of eigenvalue 3, and 4 and 0: the columns are of length 3 and 8 ** 0.5.
+    gram = torch.tensor([[[3.0, 0.0, 0.0], [0.0, 2.0, 2.0], [0.0, 2.0, 2.0]]]).double()
+    assert largest_eigenvalue(gram).item() == pytest.approx(4)
+    gram = torch.tensor([[[3.0, 0.0, 0.0], [0.0, 2.0, -2.0], [0.0, -2.0, 2.0]]]).double()
+    assert largest_eigenvalue(gram).item() == pytest.approx(4)
+
+
+@pytest.mark.parametrize("swaps", [False, True])
+def test_without_energy_the_linear_part_decides(swaps):
+    linear = torch.tensor([[100.0, 400.0, 300.0, 200.0]])
+    mask = lgd_rpp(torch.zeros(1, 4, 4), 2, linear, swaps=swaps)
+    assert mask.tolist() == [[False, True, True, False]]
+
+
 @given(seed=st.integers(0, 30))
 @settings(max_examples=20, deadline=None)
 def test_largest_eigenvalue(seed):

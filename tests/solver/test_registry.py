@@ -100,6 +100,16 @@ def test_lasso_keeps_what_scikit_learn_keeps():
                 assert ours[row].tolist() == kept.tolist()
 
 
+def test_lasso_of_groups_apart_by_hand():
+    # Seven outputs alike and one 1.1 times as large: while that one enters, it takes up what the
+    # seven have in common. The ninth stands apart, with the longest column of all.
+    outputs = torch.tensor([1.0] * 7 + [1.1, 0.0], dtype=torch.float64)
+    gram = outputs.outer(outputs)[None]
+    gram[0, 8, 8] = 3.5
+    mask = choose_mask(LayerProblem(gram, gram.sum(-1)), 2, "lasso")
+    assert mask.nonzero()[:, 1].tolist() == [7, 8]
+
+
 def test_lgd_hard_is_lgd_without_chance():
     given = problem(seed=5)
     one = choose_mask(given, 5, "lgd_hard", torch.Generator().manual_seed(0))

@@ -82,3 +82,14 @@ def test_a_value_that_is_no_number_is_refused():
             torch.randn(2, 2), torch.ones(2, 2, dtype=torch.bool), lambda a: float("nan"),
             torch.Generator(), SearchSettings(episodes=4),
         )  # fmt: skip
+
+
+def test_the_first_value_must_be_a_number_too():
+    def dropping_nothing_is_unknown(action):
+        return float("nan") if action.all() else 0.0
+
+    with pytest.raises(SolverError, match="NaN"):
+        search(
+            torch.randn(2, 2), torch.ones(2, 2, dtype=torch.bool), dropping_nothing_is_unknown,
+            torch.Generator(), SearchSettings(episodes=1),
+        )  # fmt: skip

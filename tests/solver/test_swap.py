@@ -91,3 +91,17 @@ def test_greedy_sees_cancellation():
     gram = (outputs.T @ outputs)[None]
     mask = greedy_elimination(gram, gram.sum(-1), 2)
     assert mask.tolist() == [[False, False, True, True]]
+
+
+def test_gains_below_the_last_digit_of_a_large_linear_part_are_none():
+    # All masks lose the same: what a swap seems to gain is what rounding h left of 0.7.
+    gram = 0.7 * torch.eye(24, dtype=torch.float64)[None]
+    linear = torch.full((1, 24), 1e6 / 3, dtype=torch.float64)
+    start = torch.arange(24)[None] < 12
+    assert torch.equal(swap_descent(gram, linear, start, max_swaps=1), start)
+
+
+def test_no_problems_have_no_masks():
+    nothing = torch.zeros(0, 4, 4, dtype=torch.float64)
+    mask = swap_descent(nothing, nothing[:, 0], torch.zeros(0, 4, dtype=torch.bool))
+    assert mask.shape == (0, 4)

@@ -28,6 +28,13 @@ def test_columns_of_one_input_share_crossbars_two_at_a_time():
     assert mask.int().tolist() == [[1, 1], [1, 1], [0, 1], [0, 1]]
 
 
+def test_a_short_crossbar_is_worth_the_columns_it_holds():
+    # Two crossbars of up to four: 10 + 10 + 10 + 10 and 6 + 5 + 5 + 5 keep more than 40 and a 9.
+    scores = torch.tensor([[10.0, 5.0], [10.0, 5.0], [10.0, 5.0], [10.0, 5.0], [9.0, 6.0]])
+    mask = project(scores, 2, layout("column", 5, 2, 4))
+    assert mask.int().tolist() == [[1, 1], [1, 1], [1, 1], [1, 0], [0, 1]]
+
+
 def test_a_paid_crossbar_leaves_no_slot_empty():
     scores = torch.tensor([[9.0, 0.0], [8.0, 0.0], [7.0, 0.0]])
     mask = project(scores, 3, layout("column", 3, 2, 2))
