@@ -16,6 +16,7 @@ from torch.func import functional_call
 from crosspruner.errors import ModelError
 from crosspruner.hardware.attention import layer_name
 from crosspruner.hardware.calls import Call, WeightCalls, owner_of
+from crosspruner.hardware.evaluation_mode import evaluation
 from crosspruner.hardware.geometry import LayerGeometry
 from crosspruner.hardware.matrix import LAYERS, conv_padding
 from crosspruner.hardware.weight_form import weight_form
@@ -71,7 +72,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     }
     tracer = _Tracer(names)
     with (
-        _evaluation(model),
+        evaluation(model),
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
         tracer.noting_modules(),
@@ -298,15 +299,3 @@ def _not_mapped(model: nn.Module, mapped: set[str]) -> dict[str, str]:
                 if layer_name(full) not in mapped and sum(n > 1 for n in parameter.shape) > 1:
                     left[full] = f"parameter of {kind}"
     return left
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode restored after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
