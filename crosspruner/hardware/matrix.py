@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from crosspruner.hardware.geometry import pair
+
 LAYERS = (
     nn.Conv1d,
     nn.Conv2d,
@@ -119,7 +121,7 @@ def unroll(operation: str, x: Tensor, weight: Tensor, options: dict[str, Any]) -
         x, out = x.unsqueeze(3), [*out, 1]
         stride, before, dilation = (*stride, 1), [*before, 0], (*dilation, 1)
     return Unrolled(
-        *(x, matrix, _pair(stride), _pair(before), _pair(dilation), given["groups"], _pair(out)),
+        *(x, matrix, pair(stride), pair(before), pair(dilation), given["groups"], pair(out)),
         *(shape, operation),
     )
 
@@ -228,8 +230,8 @@ def window_of(module: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tupl
     stride = (1,) * len(module.stride) if module.transposed else module.stride
     three = (module.kernel_size, stride, module.dilation)
     if len(module.kernel_size) == 1:
-        return tuple(_pair((*values, 1)) for values in three)  # type: ignore[return-value]
-    return tuple(_pair(values[-2:]) for values in three)  # type: ignore[return-value]
+        return tuple(pair((*values, 1)) for values in three)  # type: ignore[return-value]
+    return tuple(pair(values[-2:]) for values in three)  # type: ignore[return-value]
 
 
 def output_maps(module: nn.Module, values: Tensor) -> Tensor:
@@ -295,8 +297,3 @@ def _padding(padding: Any, reach: list[int]) -> tuple[list[int], list[int]]:
 def _each(value: Any, dims: int) -> tuple[int, ...]:
     values = (value,) if isinstance(value, int) else tuple(int(v) for v in value)
     return values * dims if len(values) == 1 else values
-
-
-def _pair(values: Any) -> tuple[int, int]:
-    high, wide = values
-    return int(high), int(wide)
