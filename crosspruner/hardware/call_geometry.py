@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from crosspruner.hardware.calls import Call
 from crosspruner.hardware.geometry import LayerGeometry, pair
-from crosspruner.hardware.matrix import conv_padding
+from crosspruner.hardware.layer_modules import conv_padding
 
 
 def of_call(name: str, call: Call) -> LayerGeometry:

@@ -35,7 +35,7 @@ class LayerPlan:
     output_order: Tensor | None = None
     """(G, Cout / G) int64: likewise for outputs."""
     weight_form: str = "plain"
-    """How the layer comes by its weight, see `matrix.weight_form`."""
+    """How the layer comes by its weight, see `weight_form.weight_form`."""
 
     @property
     def name(self) -> str:

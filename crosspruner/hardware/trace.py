@@ -19,7 +19,7 @@ from crosspruner.hardware.attention import layer_name
 from crosspruner.hardware.calls import Call, WeightCalls, owner_of
 from crosspruner.hardware.evaluation_mode import evaluation
 from crosspruner.hardware.geometry import LayerGeometry
-from crosspruner.hardware.matrix import LAYERS
+from crosspruner.hardware.layer_modules import LAYERS
 from crosspruner.hardware.weight_form import weight_form
 
 # Modules whose parameters scale or shift channels: digital circuits beside the crossbars do that.
