@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crosspruner.errors import ConfigError
+
 GRAINS = ("crossbar", "column")
 
 
@@ -120,6 +122,17 @@ def output_table(output_order: Tensor, kout: int, bundle: int = 1, sections: int
     padded[..., : outputs // sections] = output_order.reshape(groups, sections, -1)
     side_by_side = padded.view(groups // bundle, bundle, sections * quantity, kout)
     return side_by_side.transpose(1, 2).reshape(-1, bundle * kout)
+
+
+def checked_grain(grain: str) -> str:
+    """The grain, which must be one of GRAINS.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if grain not in GRAINS:
+        raise ConfigError(f"grain={grain}: choose one of {', '.join(GRAINS)}.")
+    return grain
 
 
 def _ceil(a: Tensor, b: int) -> Tensor:

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from crosspruner.errors import RunFolderError
-from crosspruner.hardware.plan import plan_model
+from crosspruner.hardware.planning import plan_model
 from crosspruner.reporting.config_diff import flatten
 from crosspruner.reporting.layers import write_layer_table
 from crosspruner.reporting.run_folder import (
