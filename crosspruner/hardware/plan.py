@@ -154,7 +154,7 @@ class Plan:
         return replace(self, layers=tuple(layer.dense for layer in self.layers))
 
     def rows(self) -> list[dict[str, Any]]:
-        """One flat dict of plain numbers and strings per layer (see `LayerPlan.row`)."""
+        """One flat dict of plain numbers and strings per layer (see `layer_row`)."""
         return [layer.row() for layer in self.layers]
 
     def table(self) -> str:
