@@ -3,10 +3,8 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from operator import index
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import CheckpointError, ConfigError
@@ -17,24 +15,10 @@ from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.processes import is_same_everywhere
 from crosspruner.pruning.schedule import Phase, PruningSchedule
+from crosspruner.pruning.seed import seeded
 from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)
-
-
-def seeded(seed: Any) -> torch.Generator:
-    """A generator for all draws of one pruning.
-
-    Raises:
-        ConfigError: the seed is no whole number of 0 or more.
-    """
-    try:
-        number = -1 if isinstance(seed, bool) else index(seed)
-    except TypeError:
-        number = -1
-    if not 0 <= number < 2**63:
-        raise ConfigError(f"seed={seed!r}: give a whole number of 0 or more")
-    return torch.Generator().manual_seed(number)
 
 
 class Pruner:
