@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from crosspruner.pruning.oneshot import PruneResult as PruneResult
     from crosspruner.pruning.oneshot import prune as prune
     from crosspruner.pruning.schedule import PruningSchedule as PruningSchedule
-    from crosspruner.pruning.step_solver import StepSettings as StepSettings
+    from crosspruner.pruning.step_settings import StepSettings as StepSettings
 
 # Lightning takes seconds to import, and planning a model does not need it.
 _ON_DEMAND = {
@@ -60,7 +60,7 @@ _ON_DEMAND = {
     "LayerwiseSettings": "crosspruner.pruning.layer_pruner",
     "PruneResult": "crosspruner.pruning.oneshot",
     "PruningSchedule": "crosspruner.pruning.schedule",
-    "StepSettings": "crosspruner.pruning.step_solver",
+    "StepSettings": "crosspruner.pruning.step_settings",
     "hold": "crosspruner.pruning.hold",
     "prune": "crosspruner.pruning.oneshot",
 }

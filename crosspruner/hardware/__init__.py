@@ -23,5 +23,5 @@ from crosspruner.hardware.packing import Packing as Packing
 from crosspruner.hardware.packing import count_blocks as count_blocks
 from crosspruner.hardware.packing import pack as pack
 from crosspruner.hardware.plan import Plan as Plan
-from crosspruner.hardware.plan import plan_model as plan_model
+from crosspruner.hardware.planning import plan_model as plan_model
 from crosspruner.hardware.simulate import simulate as simulate

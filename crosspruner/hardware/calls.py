@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from crosspruner.hardware.attention import attention_by_projections
-from crosspruner.hardware.matrix import OPERATIONS, Unrolled, operation_of, unroll
+from crosspruner.hardware.layer_modules import operation_of
+from crosspruner.hardware.matrix import OPERATIONS, Unrolled, unroll
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from crosspruner.hardware.axis import Axis, axes
 from crosspruner.hardware.crossbar import Crossbar
+from crosspruner.hardware.fm_order import local_inputs
 from crosspruner.hardware.layer_plan import LayerPlan
 from crosspruner.hardware.mapping import ceil_div
 
@@ -75,7 +76,7 @@ def map_cells(layer: LayerPlan) -> CellMap:
     fms = layer.input_table[packing.block_input][:, :, None, None, None]
     outs = packing.block_outputs[:, None, None, None, :]
     block = torch.arange(len(packing))[:, None, None, None, None]
-    local = layer.local_inputs(fms, outs)  # off the diagonal of a bundle: no weight
+    local = local_inputs(geometry, fms, outs)  # off the diagonal of a bundle: no weight
     fm = torch.arange(fms.shape[1])[:, None, None, None]
     tap_v = torch.arange(geometry.kernel[0])[:, None, None]
     tap_h = torch.arange(geometry.kernel[1])[:, None]

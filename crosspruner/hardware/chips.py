@@ -19,6 +19,7 @@ from crosspruner.hardware.calls import Call, WeightCalls, owner_of
 from crosspruner.hardware.chip_norms import measuring_norms
 from crosspruner.hardware.device import Device
 from crosspruner.hardware.effective import layers_on_device, weight_name, without_weight
+from crosspruner.hardware.evaluation_mode import evaluation
 from crosspruner.hardware.integer import quantise
 from crosspruner.hardware.layer_plan import LayerPlan
 from crosspruner.hardware.nonideal import OnDevice
@@ -82,7 +83,7 @@ def chip_accuracy(
     chips = chips if random else chips[:1]
     if norm_images is not None:
         model = deepcopy(model)
-    with _evaluation(model), torch.no_grad():
+    with evaluation(model), torch.no_grad():
         if by_array:
             calibration = list(calibration)
             found = _by_arrays(plan, model, device, chips, batches, calibration, norm_images)
@@ -244,14 +245,3 @@ def _inputs_of(plan: Plan, model: nn.Module, bits: int | None) -> Iterator[None]
     calls = WeightCalls(limited)
     with calls.watching(modules):
         yield
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -20,8 +20,9 @@ from crosspruner.hardware.attention import layer_module
 from crosspruner.hardware.cell_map import CellMap, cell_number, map_cells
 from crosspruner.hardware.cells import check_cells, conductances, store
 from crosspruner.hardware.device import Device
+from crosspruner.hardware.layer_modules import operation_of
 from crosspruner.hardware.layer_plan import LayerPlan
-from crosspruner.hardware.matrix import from_matrix, operation_of, to_matrix
+from crosspruner.hardware.matrix import from_matrix, to_matrix
 from crosspruner.hardware.placement import place_layer
 from crosspruner.hardware.plan import Plan
 
@@ -138,7 +139,7 @@ def without_weight(plan: Plan, model: nn.Module) -> list[str]:
 
 
 def _operation(layer: LayerPlan, model: nn.Module) -> str:
-    # A product's weight may be any module's, a convolution's is that of one of `matrix.LAYERS`.
+    # A product's weight may be any module's, a convolution's is that of one of LAYERS.
     if layer.kind == "linear":
         return "linear"
     return operation_of(layer_module(model, layer.name))

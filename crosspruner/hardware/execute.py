@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from crosspruner.errors import PlanError
 from crosspruner.hardware.axis import Axis, axes
+from crosspruner.hardware.fm_order import local_inputs
 from crosspruner.hardware.geometry import LayerGeometry
 from crosspruner.hardware.layer_plan import LayerPlan
 from crosspruner.hardware.mapping import ceil_div
@@ -81,7 +82,7 @@ def execute_layer(
                 group, out = owner[blocks], columns[blocks]
                 fms = table[group]
                 # Cells off the diagonal of a bundle of conv groups hold the zero.
-                local = layer.local_inputs(fms[:, :, None], out[:, None, :])
+                local = local_inputs(layer.geometry, fms[:, :, None], out[:, None, :])
                 fms = _or_none(fms, fms, geometry.in_channels)
                 out = _or_none(out, out, geometry.out_channels)
                 # (block, slice, phase, row) and (block, slice, row, column)

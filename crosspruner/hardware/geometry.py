@@ -1,6 +1,7 @@
 """The shapes of one layer, whatever chip it will run on."""
 
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -53,3 +54,9 @@ class LayerGeometry:
         """Multiplications of a weight and an input per image, those with zero padding included."""
         positions = self.out_size[0] * self.out_size[1] * self.calls
         return self.out_channels * self.group_inputs * self.kernel[0] * self.kernel[1] * positions
+
+
+def pair(values: Any) -> tuple[int, int]:
+    """Two numbers as (height, width)."""
+    high, wide = values
+    return int(high), int(wide)

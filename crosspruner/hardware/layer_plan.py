@@ -7,11 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crosspruner.errors import PlanError
 from crosspruner.hardware.auxiliary import buffer_crossbars, reduction_crossbars
 from crosspruner.hardware.crossbar import Crossbar
-from crosspruner.hardware.mapping import LayerGeometry, Tiling, ceil_div
-from crosspruner.hardware.packing import Packing, count_blocks, output_table, pack
+from crosspruner.hardware.fm_order import checked_order, fms_at_places, local_inputs
+from crosspruner.hardware.geometry import LayerGeometry
+from crosspruner.hardware.layer_row import layer_row
+from crosspruner.hardware.mapping import Tiling
+from crosspruner.hardware.packing import Packing, checked_mask, count_blocks, output_table, pack
+from crosspruner.hardware.utilisation import kept_kernels, weights_per_kernel
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +38,7 @@ class LayerPlan:
     output_order: Tensor | None = None
     """(G, Cout / G) int64: likewise for outputs."""
     weight_form: str = "plain"
-    """How the layer comes by its weight, see `matrix.weight_form`."""
+    """How the layer comes by its weight, see `weight_form.weight_form`."""
 
     @property
     def name(self) -> str:
@@ -109,12 +112,12 @@ class LayerPlan:
     @property
     def input_fms(self) -> Tensor:
         """(G, Cin / G) int64: the FM, numbered over all conv groups, at each place."""
-        return _global_order(self.input_order, self.conv_groups, self.geometry.group_inputs)
+        return fms_at_places(self.input_order, self.conv_groups, self.geometry.group_inputs)
 
     @property
     def output_fms(self) -> Tensor:
         """(G, Cout / G) int64: likewise for outputs."""
-        return _global_order(self.output_order, self.conv_groups, self.geometry.group_outputs)
+        return fms_at_places(self.output_order, self.conv_groups, self.geometry.group_outputs)
 
     @property
     def input_table(self) -> Tensor:
@@ -192,59 +195,27 @@ class LayerPlan:
     @property
     def weights_kept(self) -> float:
         """Fraction of the weights that is not pruned, 0-1."""
-        return self._kept_pairs / (self.geometry.out_channels * self.geometry.group_inputs)
+        return self._kept_kernels / (self.geometry.out_channels * self.geometry.group_inputs)
 
     @cached_property
-    def _kept_pairs(self) -> int:
-        """Pairs of an input and an output FM whose kernel is kept."""
-        if self.mask is None:
-            return self.geometry.out_channels * self.geometry.group_inputs
-        fms = _group_sizes(self.geometry.group_inputs, self.kin)
-        kept = self.mask.long() @ fms
-        if self.grain == "crossbar":
-            sections = self.geometry.sections
-            outputs = _group_sizes(self.geometry.group_outputs // sections, self.kout) * self.bundle
-            kept = kept * outputs.repeat(self.lanes)
-        return int(kept.sum())
+    def _kept_kernels(self) -> int:
+        return kept_kernels(self.geometry, self.tiling, self.mask, self.grain)
 
     @property
     def kept(self) -> Tensor:
         """(Cout, Cin / G) bool: pairs of an output and an input FM whose kernel is kept."""
         geometry, packing = self.geometry, self.packing
         outs = packing.block_outputs[:, :, None]  # -1 lands in the spare last row
-        fms = self.local_inputs(self.input_table[packing.block_input][:, None, :], outs)
+        fms = local_inputs(geometry, self.input_table[packing.block_input][:, None, :], outs)
         kept = torch.zeros(geometry.out_channels + 1, geometry.group_inputs + 1, dtype=torch.bool)
         kept[outs, fms] = True
         return kept[:-1, :-1]
 
-    def local_inputs(self, fms: Tensor, outs: Tensor) -> Tensor:
-        """Which weight of its output the cell of an input and an output FM holds.
-
-        Args:
-            fms: int64, input FMs numbered over all conv groups; -1 = none.
-            outs: int64, output FMs likewise; the two broadcast against each other.
-
-        Returns:
-            The input FM numbered within its conv group; Cin / G where the cell holds none: nothing
-            there, or two conv groups of a bundle meet.
-        """
-        geometry = self.geometry
-        none = geometry.group_inputs
-        same = fms // none == outs // geometry.group_outputs
-        return torch.where((fms >= 0) & (outs >= 0) & same, fms % none, none)
-
     @property
     def cells_used(self) -> int:
         """Cells that hold a weight, copies included, those under zero padding left out."""
-        geometry = self.geometry
-        (kh, kw), copies = geometry.kernel, 0
-        if self.tiling.mapping == "folded":
-            copies = kh * kw
-        elif self.tiling.mapping == "semifolded":
-            copies = kh * _taps_inside(geometry, 1)
-        else:
-            copies = _taps_inside(geometry, 0) * _taps_inside(geometry, 1)
-        return self._kept_pairs * copies * self.crossbar.cells_per_weight
+        each = weights_per_kernel(self.geometry, self.tiling.mapping)
+        return self._kept_kernels * each * self.crossbar.cells_per_weight
 
     @property
     def cells_occupied(self) -> int:
@@ -271,93 +242,16 @@ class LayerPlan:
         grain = self.grain if mask is None and self.mask is not None else grain
         layer = replace(self, grain=grain)
         if mask is not None:
-            mask = mask.detach().cpu()
-            if tuple(mask.shape) != layer.mask_shape:
-                raise PlanError(
-                    f"{self.name}: the mask has shape {tuple(mask.shape)}; at grain={grain} it "
-                    f"must be {layer.mask_shape}."
-                )
-            if mask.dtype != torch.bool:
-                if not bool(((mask == 0) | (mask == 1)).all()):
-                    raise PlanError(f"{self.name}: a mask holds True and False, or 0 and 1.")
-                mask = mask.bool()
-            layer = replace(layer, mask=mask.clone())
-        groups = self.conv_groups
+            layer = replace(layer, mask=checked_mask(self.name, mask, layer.mask_shape, grain))
+        groups, geometry = self.conv_groups, self.geometry
         if input_order is not None:
-            order = checked_order(
-                self.name, "input", input_order, groups, self.geometry.group_inputs
-            )
+            order = checked_order(self.name, "input", input_order, groups, geometry.group_inputs)
             layer = replace(layer, input_order=order)
         if output_order is not None:
-            order = checked_order(
-                self.name, "output", output_order, groups, self.geometry.group_outputs
-            )
+            order = checked_order(self.name, "output", output_order, groups, geometry.group_outputs)
             layer = replace(layer, output_order=order)
         return layer
 
     def row(self) -> dict[str, Any]:
-        """One flat row for tables and CSV; fractions (saved, weights_kept, utilisation) are 0-1."""
-        dense = self.dense
-        geometry = self.geometry
-        return {
-            "layer": self.name,
-            "kind": self.kind,
-            "in_fms": geometry.in_channels,
-            "out_fms": geometry.out_channels,
-            "kernel": "x".join(map(str, geometry.kernel)),
-            "conv_groups": self.conv_groups,
-            "bundle": self.bundle,
-            "sections": geometry.sections,
-            "kin": self.kin,
-            "kout": self.kout,
-            "window": "x".join(map(str, self.tiling.window)),
-            "input_groups": self.input_groups,
-            "output_groups": self.output_groups,
-            "slices": self.slices,
-            "row_splits": self.row_splits,
-            "prunable": self.prunable,
-            "compute_dense": self.dense_compute_crossbars,
-            "compute": self.compute_crossbars,
-            "saved": 1 - self.compute_crossbars / self.dense_compute_crossbars,
-            "reduction_dense": dense.reduction_crossbars,
-            "reduction": self.reduction_crossbars,
-            "buffer": self.buffer_crossbars,
-            "phases": self.phases,
-            "weights_kept": self.weights_kept,
-            "cells_used": self.cells_used,
-            "cells_occupied": self.cells_occupied,
-            "utilisation": self.utilisation,
-        }
-
-
-def _taps_inside(geometry: LayerGeometry, axis: int) -> int:
-    """(output, kernel) positions along one axis that read a real input, not zero padding."""
-    outputs = torch.arange(geometry.out_size[axis]) * geometry.stride[axis]
-    taps = torch.arange(geometry.kernel[axis]) * geometry.dilation[axis]
-    place = outputs[:, None] + taps - geometry.padding[axis]
-    return int(((place >= 0) & (place < geometry.in_size[axis])).sum())
-
-
-def _group_sizes(fms: int, group: int) -> Tensor:
-    """Sizes of full groups, then the rest: (ceil(fms / group),) int64."""
-    sizes = torch.full((ceil_div(fms, group),), group)
-    sizes[-1] = fms - group * (len(sizes) - 1)
-    return sizes
-
-
-def _global_order(order: Tensor | None, groups: int, fms: int) -> Tensor:
-    first = torch.arange(groups)[:, None] * fms
-    return first + (torch.arange(fms) if order is None else order)
-
-
-def checked_order(name: str, side: str, order: Tensor, groups: int, fms: int) -> Tensor:
-    """A copy of the order, which must be a permutation per conv group: (groups, fms)."""
-    order = order.detach().cpu()
-    if tuple(order.shape) != (groups, fms) or not bool(
-        (order.sort(1).values == torch.arange(fms)).all()
-    ):
-        raise PlanError(
-            f"{name}: the {side} order must be a permutation of 0..{fms - 1} for each of "
-            f"{groups} conv groups, shape ({groups}, {fms}); its shape is {tuple(order.shape)}."
-        )
-    return order.long().clone()
+        """One flat row for tables and CSV, see `layer_row`."""
+        return layer_row(self)

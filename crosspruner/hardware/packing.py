@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crosspruner.errors import ConfigError, PlanError
+
 GRAINS = ("crossbar", "column")
 
 
@@ -120,6 +122,35 @@ def output_table(output_order: Tensor, kout: int, bundle: int = 1, sections: int
     padded[..., : outputs // sections] = output_order.reshape(groups, sections, -1)
     side_by_side = padded.view(groups // bundle, bundle, sections * quantity, kout)
     return side_by_side.transpose(1, 2).reshape(-1, bundle * kout)
+
+
+def checked_grain(grain: str) -> str:
+    """The grain, which must be one of GRAINS.
+
+    Raises:
+        ConfigError: it is none.
+    """
+    if grain not in GRAINS:
+        raise ConfigError(f"grain={grain}: choose one of {', '.join(GRAINS)}.")
+    return grain
+
+
+def checked_mask(name: str, mask: Tensor, shape: tuple[int, int], grain: str) -> Tensor:
+    """A copy of a layer's mask as bool, which must have the shape that the layer has at its grain.
+
+    Raises:
+        PlanError: it has another shape, or holds more than 0 and 1.
+    """
+    mask = mask.detach().cpu()
+    if tuple(mask.shape) != shape:
+        raise PlanError(
+            f"{name}: the mask has shape {tuple(mask.shape)}; at grain={grain} it must be {shape}."
+        )
+    if mask.dtype != torch.bool:
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise PlanError(f"{name}: a mask holds True and False, or 0 and 1.")
+        mask = mask.bool()
+    return mask.clone()
 
 
 def _ceil(a: Tensor, b: int) -> Tensor:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from crosspruner.errors import PlanError
 from crosspruner.hardware.crossbar import Crossbar
+from crosspruner.hardware.fm_order import checked_order
 from crosspruner.hardware.geometry import LayerGeometry
-from crosspruner.hardware.layer_plan import LayerPlan, checked_order
+from crosspruner.hardware.layer_plan import LayerPlan
 from crosspruner.hardware.mapping import Tiling
 
 VERSION = 2

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from crosspruner.errors import ConfigError, PlanError
 from crosspruner.hardware.attention import has_layer, layer_name
 from crosspruner.hardware.calls import Call, WeightCalls, owner_of
+from crosspruner.hardware.evaluation_mode import evaluation
 from crosspruner.hardware.execute import execute_layer
 from crosspruner.hardware.geometry import LayerGeometry
 from crosspruner.hardware.layer_plan import LayerPlan
@@ -54,15 +55,8 @@ def simulate(plan: Plan, model: nn.Module, x: Tensor, execute: Execute | None = 
             "give the model that the plan was made for."
         )
     crossbars = _OnCrossbars(model, names, execute or _exactly)
-    with crossbars.watching(crossbars.modules):
-        modes = {module: module.training for module in model.modules()}
-        model.eval()
-        try:
-            with torch.no_grad():
-                return model(x)
-        finally:
-            for module, mode in modes.items():
-                module.training = mode
+    with crossbars.watching(crossbars.modules), evaluation(model), torch.no_grad():
+        return model(x)
 
 
 def check_batched(x: Any, plan: Plan) -> None:

@@ -14,10 +14,12 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from crosspruner.errors import ModelError
+from crosspruner.hardware import call_geometry
 from crosspruner.hardware.attention import layer_name
 from crosspruner.hardware.calls import Call, WeightCalls, owner_of
+from crosspruner.hardware.evaluation_mode import evaluation
 from crosspruner.hardware.geometry import LayerGeometry
-from crosspruner.hardware.matrix import LAYERS, conv_padding
+from crosspruner.hardware.layer_modules import LAYERS
 from crosspruner.hardware.weight_form import weight_form
 
 # Modules whose parameters scale or shift channels: digital circuits beside the crossbars do that.
@@ -71,7 +73,7 @@ def trace(model: nn.Module, input_shape: tuple[int, ...]) -> Trace:
     }
     tracer = _Tracer(names)
     with (
-        _evaluation(model),
+        evaluation(model),
         torch.no_grad(),
         torch.random.fork_rng(devices=[]),
         tracer.noting_modules(),
@@ -104,7 +106,7 @@ class _Tracer(WeightCalls):
         if running is not None and self.names[running] == name:
             self._note_module(running, call)
         elif name is not None:
-            self._add(_unrolled_geometry(name, call))
+            self._add(call_geometry.of_call(name, call))
             if call.part is not None:
                 self.several_inputs.add(name)
             if call.operation != "linear" and name not in self.names.values():
@@ -118,14 +120,14 @@ class _Tracer(WeightCalls):
         if isinstance(module, nn.Conv2d | nn.Linear):
             self._computed.add(module)  # the module's own input tells more, see _note_whole
         else:
-            self._add(_unrolled_geometry(name, call))
+            self._add(call_geometry.of_call(name, call))
 
     def _note_whole(self, module: nn.Module, args: tuple, kwargs: dict, output: Any) -> None:
         if module not in self._computed:
             return
         self._computed.discard(module)
         x = args[0] if args else kwargs["input"]
-        self._add(_geometry(self.names[module], module, x, output))
+        self._add(call_geometry.of_module(self.names[module], module, x, output))
 
     def _add(self, geometry: LayerGeometry) -> None:
         known = self.found.get(geometry.name)
@@ -134,7 +136,9 @@ class _Tracer(WeightCalls):
             calls = max(known.calls, geometry.calls)
             self.found[geometry.name] = replace(known, calls=calls)
             return
-        self.found[geometry.name] = geometry if known is None else _merge(known, geometry)
+        if known is not None:
+            geometry = call_geometry.merged(known, geometry)
+        self.found[geometry.name] = geometry
 
     @contextmanager
     def noting_modules(self) -> Iterator[None]:
@@ -186,73 +190,6 @@ def _forward(model: nn.Module, input_shape: tuple[int, ...], tracer: _Tracer) ->
         ) from error
 
 
-def _unrolled_geometry(name: str, call: Call) -> LayerGeometry:
-    found = call.unrolled()
-    out_channels, fan_in, kh, kw = found.matrix.shape
-    return LayerGeometry(
-        name=name,
-        kind="linear" if call.operation == "linear" else "conv",
-        in_channels=fan_in * found.groups,
-        out_channels=out_channels,
-        kernel=(kh, kw),
-        stride=found.stride,
-        padding=found.padding,
-        dilation=found.dilation,
-        conv_groups=found.groups,
-        in_size=(int(found.maps.shape[2]), int(found.maps.shape[3])),
-        out_size=found.out_size,
-        calls=len(found.maps),
-    )
-
-
-def _geometry(name: str, module: nn.Module, x: Tensor, y: Tensor) -> LayerGeometry:
-    if isinstance(module, nn.Linear):
-        calls = x.numel() // max(module.in_features, 1)
-        return LayerGeometry(name, "linear", module.in_features, module.out_features, calls=calls)
-    assert isinstance(module, nn.Conv2d)
-    kernel, stride = _pair(module.kernel_size), _pair(module.stride)
-    dilation, in_size, out_size = _pair(module.dilation), _pair(x.shape[-2:]), _pair(y.shape[-2:])
-    (top, bottom), (left, right) = conv_padding(module)
-    padding = (top, left)
-    whole = (in_size[0] + top + bottom, in_size[1] + left + right)
-    span = tuple(d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True))
-    plain = tuple((n - k) // s + 1 for n, k, s in zip(whole, span, stride, strict=True))
-    if plain != out_size:
-        # A subclass that pads in its forward (TensorFlow's SAME): half of what is missing, rounded
-        # down, goes first.
-        padding = _pair(
-            max((o - 1) * s + k - n, 0) // 2
-            for o, s, k, n in zip(out_size, stride, span, in_size, strict=True)
-        )
-    elif module.padding_mode != "zeros":
-        in_size, padding = whole, (0, 0)
-    return LayerGeometry(
-        name=name,
-        kind="conv",
-        in_channels=module.in_channels,
-        out_channels=module.out_channels,
-        kernel=kernel,
-        stride=stride,
-        padding=padding,
-        dilation=dilation,
-        conv_groups=module.groups,
-        in_size=in_size,
-        out_size=out_size,
-        calls=x[..., 0, 0].numel() // module.in_channels,
-    )
-
-
-def _pair(values: Any) -> tuple[int, int]:
-    high, wide = values
-    return int(high), int(wide)
-
-
-def _merge(a: LayerGeometry, b: LayerGeometry) -> LayerGeometry:
-    """One layer for two calls: the larger one's sizes, both counted."""
-    larger = max(a, b, key=lambda g: g.out_size[0] * g.out_size[1])
-    return replace(larger, calls=a.calls + b.calls)
-
-
 def _without_shared(model: nn.Module, names: dict[nn.Module, str], tracer: _Tracer) -> Trace:
     found, forms = dict(tracer.found), dict(tracer.forms)
     # A plain weight is known by its tensor. A computed one is shared if what it comes from is.
@@ -270,7 +207,7 @@ def _without_shared(model: nn.Module, names: dict[nn.Module, str], tracer: _Trac
         if first != name:
             shared[name] = first
     for name, first in shared.items():
-        found[first] = _merge(found[first], replace(found.pop(name), name=first))
+        found[first] = call_geometry.merged(found[first], replace(found.pop(name), name=first))
     return Trace(
         list(found.values()),
         shared,
@@ -298,15 +235,3 @@ def _not_mapped(model: nn.Module, mapped: set[str]) -> dict[str, str]:
                 if layer_name(full) not in mapped and sum(n > 1 for n in parameter.shape) > 1:
                     left[full] = f"parameter of {kind}"
     return left
-
-
-@contextmanager
-def _evaluation(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode restored after."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -20,7 +20,8 @@ from torch.nn.utils.weight_norm import WeightNorm
 from torch.overrides import TorchFunctionMode
 
 from crosspruner.errors import ModelError
-from crosspruner.hardware.matrix import LAYERS, OPERATIONS, from_matrix, operation_of, to_matrix
+from crosspruner.hardware.layer_modules import LAYERS, operation_of
+from crosspruner.hardware.matrix import OPERATIONS, from_matrix, to_matrix
 
 # By name: the library need not be there. Each standardises in its forward pass.
 _STANDARDISED = {"StdConv2d", "StdConv2dSame", "ScaledStdConv2d", "ScaledStdConv2dSame"}
@@ -73,7 +74,7 @@ def read_matrix(module: nn.Module) -> Tensor:
     """The weight that a layer computes with, as (Cout, Cin / G, kh, kw).
 
     Args:
-        module: one of `matrix.LAYERS`.
+        module: one of `layer_modules.LAYERS`.
     """
     form = form_of(module)
     if form == "plain":
@@ -91,7 +92,7 @@ def write_matrix(module: nn.Module, matrix: Tensor) -> None:
     """Sets what a layer's weight comes from so that it computes with this matrix.
 
     Args:
-        module: one of `matrix.LAYERS`; its parameters are changed in place.
+        module: one of `layer_modules.LAYERS`; its parameters are changed in place.
         matrix: (Cout, Cin / G, kh, kw); exact zeros become exact zeros of the parameter. For a
             standardised layer, as `attainable` gives it.
 
@@ -122,7 +123,7 @@ def attainable(module: nn.Module, matrix: Tensor) -> Tensor:
     """The nearest matrix with the same zeros that the layer can compute with.
 
     Args:
-        module: one of `matrix.LAYERS`.
+        module: one of `layer_modules.LAYERS`.
         matrix: (Cout, Cin / G, kh, kw).
 
     Returns:

@@ -11,7 +11,7 @@ from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.loop import LoopPruner, bare, check_optimizer
 from crosspruner.pruning.schedule import PruningSchedule
 from crosspruner.pruning.step_pruner import StepPruner
-from crosspruner.pruning.step_solver import StepSettings
+from crosspruner.pruning.step_settings import StepSettings
 
 
 class Attached(StepPruner, LoopPruner):

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosspruner.errors import DataError
+from crosspruner.hardware.evaluation_mode import evaluation
 from crosspruner.pruning.walk import Stop, forward, run_to, stops
 
 # Images squared in float64 at once.
@@ -176,11 +177,6 @@ def reestimate_all(network: nn.Module, batches: Sequence[Tensor]) -> None:
         network: changed in place; its mode is left as it was.
         batches: calibration images.
     """
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
+    with evaluation(network):
         for stop in stops(network, batches[0], {}):
             reestimate(network, batches, stop, None)
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

@@ -9,7 +9,7 @@ from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.pruning.schedule import PruningSchedule
 from crosspruner.pruning.step_pruner import StepPruner
-from crosspruner.pruning.step_solver import StepSettings
+from crosspruner.pruning.step_settings import StepSettings
 
 
 class CrossbarPruning(StepPruner, PruningCallback):

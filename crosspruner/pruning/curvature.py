@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crosspruner.hardware.matrix import conv_padding, padded_maps, window_of
+from crosspruner.hardware.layer_modules import conv_padding, padded_maps, window_of
 from crosspruner.sparsity import GroupLayout
 
 

@@ -7,7 +7,7 @@ from torch import nn
 from crosspruner.errors import PlanError
 from crosspruner.hardware import Plan
 from crosspruner.hardware.attention import has_layer, layer_module
-from crosspruner.hardware.matrix import LAYERS, matrix_shape
+from crosspruner.hardware.layer_modules import LAYERS, matrix_shape
 from crosspruner.pruning.oneshot import PruneResult
 from crosspruner.pruning.pruner import Pruner
 from crosspruner.pruning.schedule import Phase

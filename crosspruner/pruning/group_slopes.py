@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from crosspruner.errors import DataError, ModelError
 from crosspruner.hardware.attention import layer_module
-from crosspruner.hardware.matrix import operation_of, output_maps, padded_maps, window_of
+from crosspruner.hardware.layer_modules import operation_of, output_maps, padded_maps, window_of
 from crosspruner.pruning.function_calls import FunctionCalls
 from crosspruner.pruning.walk import forward
 from crosspruner.sparsity import GroupLayout

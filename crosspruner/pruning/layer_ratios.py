@@ -5,7 +5,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from crosspruner.errors import BudgetError, ConfigError
-from crosspruner.hardware.plan import Plan, matching
+from crosspruner.hardware.plan import Plan
+from crosspruner.hardware.planning import matching
 from crosspruner.sparsity import GroupLayout
 
 KEY = "budget.layer_ratios"

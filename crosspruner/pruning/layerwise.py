@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
-from crosspruner.hardware.matrix import matrix_shape
+from crosspruner.hardware.layer_modules import matrix_shape
 from crosspruner.pruning.batch_norm import NormReference, measure, norm_references, reestimate
 from crosspruner.pruning.layer_pruner import LayerwiseSettings, Pruned, Samples, prune_layer
 from crosspruner.pruning.output_weights import norm_weights

@@ -10,7 +10,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from crosspruner.hardware.matrix import from_matrix, operation_of, stored_as_matrix, to_matrix
+from crosspruner.hardware.layer_modules import operation_of, stored_as_matrix
+from crosspruner.hardware.matrix import from_matrix, to_matrix
 from crosspruner.hardware.weight_form import centred, form_of, stored_weight
 from crosspruner.sparsity import GroupLayout
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from crosspruner.errors import DataError
-from crosspruner.hardware.matrix import matrix_shape, operation_of, padded_maps, window_of
+from crosspruner.hardware.layer_modules import matrix_shape, operation_of, padded_maps, window_of
 from crosspruner.pruning.moments import Moments, place_fms
 from crosspruner.pruning.targets import Targets
 from crosspruner.sparsity import GroupLayout
@@ -27,7 +27,7 @@ class MomentSums:
     """The running sums of one layer.
 
     Args:
-        module: a layer, one of `matrix.LAYERS`.
+        module: a layer, one of `layer_modules.LAYERS`.
         layout: its groups.
         max_bytes: a second moment over this size is cut into runs of input groups.
         positions: output positions drawn from each image, the same ones for all images of a batch;

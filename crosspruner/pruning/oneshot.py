@@ -16,8 +16,8 @@ from crosspruner.pruning.calibration import read_batches
 from crosspruner.pruning.layer_pruner import REORDERS, LayerwiseSettings
 from crosspruner.pruning.network_solver import WHOLE_NETWORK
 from crosspruner.pruning.procedure import prune_network
-from crosspruner.pruning.pruner import seeded
 from crosspruner.pruning.saving import save_pruned
+from crosspruner.pruning.seed import seeded
 from crosspruner.pruning.sensitivity import Evaluate
 from crosspruner.solver import SOLVERS
 

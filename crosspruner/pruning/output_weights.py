@@ -18,7 +18,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from crosspruner.hardware.attention import layer_module
-from crosspruner.hardware.matrix import matrix_shape, output_maps
+from crosspruner.hardware.layer_modules import matrix_shape, output_maps
 from crosspruner.pruning.function_calls import FunctionCalls
 from crosspruner.pruning.walk import Stop, forward
 

@@ -1,7 +1,6 @@
 """The layer-wise procedure as a whole: weigh outputs, divide the budget, walk along the network."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
+from crosspruner.hardware.evaluation_mode import evaluation
 from crosspruner.pruning.budget import global_budget
 from crosspruner.pruning.budget_search import search_between
 from crosspruner.pruning.budget_settings import BudgetSettings
@@ -134,15 +134,3 @@ def _ordered(
         name: replace(layout, input_order=orders.get(name, layout.input_order))
         for name, layout in layouts.items()
     }
-
-
-@contextmanager
-def evaluation(network: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside, every submodule's own mode after."""
-    modes = {module: module.training for module in network.modules()}
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode

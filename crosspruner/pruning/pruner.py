@@ -3,38 +3,29 @@
 import logging
 from abc import abstractmethod
 from collections.abc import Sequence
-from operator import index
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from crosspruner.errors import CheckpointError, ConfigError
+from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec, Plan, plan_model
 from crosspruner.hardware.attention import has_layer, layer_module
 from crosspruner.pruning.budget import check_number, prunable_layers
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
+from crosspruner.pruning.network_masks import (
+    check_resumed,
+    crossbars_left,
+    masks_of,
+    packed_plan,
+    put_under,
+)
 from crosspruner.pruning.processes import is_same_everywhere
 from crosspruner.pruning.schedule import Phase, PruningSchedule
+from crosspruner.pruning.seed import seeded
 from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)
-
-
-def seeded(seed: Any) -> torch.Generator:
-    """A generator for all draws of one pruning.
-
-    Raises:
-        ConfigError: the seed is no whole number of 0 or more.
-    """
-    try:
-        number = -1 if isinstance(seed, bool) else index(seed)
-    except TypeError:
-        number = -1
-    if not 0 <= number < 2**63:
-        raise ConfigError(f"seed={seed!r}: give a whole number of 0 or more")
-    return torch.Generator().manual_seed(number)
 
 
 class Pruner:
@@ -150,29 +141,19 @@ class Pruner:
     @property
     def masks(self) -> dict[str, Tensor]:
         """Layer name -> (U, P) bool mask, on the CPU."""
-        return {name: layer.mask.cpu() for name, layer in self.layers.items()}
+        return masks_of(self.layers)
 
     @property
     def plan(self) -> Plan:
         """The packed plan of what the masks leave."""
         assert self.dense_plan is not None, "prepare() was not called"
-        orders = {
-            name: layer.layout.input_order
-            for name, layer in self.layers.items()
-            if layer.layout.input_order is not None
-        }
-        return self.dense_plan.pruned(self.masks, self.grain, orders)
+        return packed_plan(self.dense_plan, self.layers, self.grain)
 
     @property
     def compute_crossbars(self) -> int:
         """Compute crossbars that the masks leave, without building the plan."""
         assert self.dense_plan is not None, "prepare() was not called"
-        spared = sum(
-            layer.layout.blocks * layer.layout.crossbars_per_block
-            - layer.layout.crossbars(layer.mask)
-            for layer in self.layers.values()
-        )
-        return self.dense_plan.compute_crossbars - spared
+        return crossbars_left(self.dense_plan, self.layers)
 
     @property
     def saved(self) -> float:
@@ -245,15 +226,7 @@ class Pruner:
 
     def set_masks(self, masks: dict[str, Tensor]) -> None:
         """Put the layers under new masks and note the share of groups that changed."""
-        changed = groups = 0
-        for name, mask in masks.items():
-            layer = self.layers[name]
-            flipped = int((mask.to(layer.mask.device) != layer.mask).sum())
-            if flipped:
-                layer.set_mask(mask)
-            changed += flipped
-            groups += mask.numel()
-        self.churn = changed / max(groups, 1)
+        self.churn = put_under(self.layers, masks)
 
     def metrics(self, step: int) -> dict[str, float]:
         """Where pruning stands after `step` optimizer steps, by the names that loggers show."""
@@ -291,21 +264,7 @@ class Pruner:
         self._pending = state_dict
 
     def _restore(self, saved: dict[str, Any]) -> None:
-        shapes = {n: tuple(s["mask"].shape) for n, s in saved["layers"].items()}
-        ours = {name: layout.shape for name, layout in self.layouts.items()}
-        if saved["grain"] != self.grain or shapes != ours:
-            raise CheckpointError(
-                f"the checkpoint was pruned at grain={saved['grain']} in the layers "
-                f"{', '.join(f'{n} {s}' for n, s in shapes.items())}; this run has "
-                f"grain={self.grain} and {', '.join(f'{n} {s}' for n, s in ours.items())}: resume "
-                "with the model, crossbar, mapping and grain of that run"
-            )
-        if saved["ratio"] != self.ratio:
-            raise CheckpointError(
-                f"the checkpoint was pruned with ratio={saved['ratio']}, this run has "
-                f"ratio={self.ratio}: resume with ratio={saved['ratio']}, or start a new run from "
-                "its weights with model.weights=FILE"
-            )
+        check_resumed(saved, self.layouts, self.grain, self.ratio)
         self.frozen = saved["frozen"]
         self.generator.set_state(saved["generator"])
         for name, layer in self.layers.items():

@@ -14,12 +14,8 @@ from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.processes import is_distributed, mean_of_all
 from crosspruner.pruning.pruner import Pruner
 from crosspruner.pruning.schedule import Phase, PruningSchedule
-from crosspruner.pruning.step_solver import (
-    STEP_SOLVERS,
-    LayerState,
-    StepSettings,
-    relaxed_projection,
-)
+from crosspruner.pruning.step_settings import STEP_SOLVERS, StepSettings
+from crosspruner.pruning.step_solver import LayerState, relaxed_projection
 
 PATCHES = 8
 """Patches per row of a moment that it has seen, at the least, when something may be removed."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from crosspruner.hardware.matrix import output_maps
+from crosspruner.hardware.layer_modules import output_maps
 from crosspruner.pruning.walk import Stop, run_through
 
 SHARED_BY = 64
@@ -36,7 +36,7 @@ class Targets:
         """Keep a layer's output at positions drawn without replacement.
 
         Args:
-            module: the layer, one of `matrix.LAYERS`.
+            module: the layer, one of `layer_modules.LAYERS`.
             output: what it put out, (N, Cout, H, W) or (N, ..., Cout), or as its kind has it.
             positions: how many to draw; None, or more than there are, takes all.
             generator: CPU generator of the draw.

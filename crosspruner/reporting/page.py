@@ -17,6 +17,7 @@ from crosspruner.reporting.cost import (
     significant,
 )
 from crosspruner.reporting.figures import TRAINING_FIGURES, crossbar_bars, training_curves
+from crosspruner.reporting.page_layers import layer_headings, layer_rows
 from crosspruner.reporting.run_folder import RunFolder
 from crosspruner.reporting.survival import survival_maps
 from crosspruner.reporting.svg import inline_svg
@@ -34,27 +35,6 @@ _FACTS = (
     ("budget", "budget"),
     ("seed", "seed"),
 )
-
-# Column of the layer table -> (heading, format); text columns sort from A to Z first.
-_COLUMNS: dict[str, tuple[str, str]] = {
-    "layer": ("Layer", "text"),
-    "kernel": ("Kernel", "text"),
-    "in_fms": ("Input FMs", "count"),
-    "out_fms": ("Output FMs", "count"),
-    "kin": ("Kin", "count"),
-    "kout": ("Kout", "count"),
-    "slices": ("Slices", "count"),
-    "compute_dense": ("Compute, dense", "count"),
-    "compute": ("Compute, pruned", "count"),
-    "saved": ("Saved", "percent"),
-    "reduction_dense": ("Reduction, dense", "count"),
-    "reduction": ("Reduction, pruned", "count"),
-    "buffer": ("Buffer", "count"),
-    "phases": ("Phases", "count"),
-    "weights_kept": ("Weights kept", "percent"),
-    "utilisation": ("Cells used", "percent"),
-}
-_SUMMED = {"compute_dense", "compute", "reduction_dense", "reduction", "buffer", "phases"}
 
 _FILES = (
     "summary.json",
@@ -85,7 +65,7 @@ def write_run_report(run_dir: Path | str) -> Path:
     run = RunFolder(Path(run_dir))
     layers = run.layers
     bars = crossbar_bars(layers)
-    rows, totals = _layer_rows(layers)
+    rows, totals = layer_rows(layers)
     return render(
         "run.html.j2",
         run.path / REPORT,
@@ -102,11 +82,7 @@ def write_run_report(run_dir: Path | str) -> Path:
         energy=_energy(run),
         maps=survival_maps(run.masks, [str(name) for name in layers["layer"]]),
         maps_note=_maps_note(run),
-        columns=[
-            {"name": name, "text": form == "text"}
-            for key, (name, form) in _COLUMNS.items()
-            if rows and key in layers
-        ],
+        columns=layer_headings(layers) if rows else [],
         rows=rows,
         totals=totals,
         command=shlex.join(["python", "train.py", *run.overrides]) if run.config else "",
@@ -222,30 +198,3 @@ def _maps_note(run: RunFolder) -> str:
         f"Each picture is one layer: a row is {unit}, a column one group of inputs. "
         "Filled parts keep their crossbars, empty parts are pruned away."
     )
-
-
-def _layer_rows(layers: pd.DataFrame) -> tuple[list[dict[str, Any]], list[str]]:
-    rows = []
-    shown_columns = [key for key in _COLUMNS if key in layers]
-    for position, record in enumerate(layers.to_dict("records")):
-        cells = []
-        for key in shown_columns:
-            value, form = record[key], _COLUMNS[key][1]
-            shown = {"count": count, "percent": percent}.get(form, _text)(value)
-            plain = "" if pd.isna(value) else value
-            cells.append({"value": plain, "shown": shown, "text": form == "text"})
-        touched = str(record["prunable"]).lower() != "false"
-        rows.append({"cells": cells, "touched": touched, "position": position})
-    if not rows:
-        return [], []
-    totals = ["Sum"] + [
-        count(layers[key].sum()) if key in _SUMMED else "" for key in shown_columns[1:]
-    ]
-    dense = layers["compute_dense"].sum()
-    if dense:
-        totals[shown_columns.index("saved")] = percent(1 - layers["compute"].sum() / dense)
-    return rows, totals
-
-
-def _text(value: Any) -> str:
-    return "\N{EN DASH}" if pd.isna(value) else str(value)

@@ -5,7 +5,6 @@ therefore never raises for a missing or broken part: it yields an empty value an
 problem in `RunFolder.problems`, so that a report can say what it could not show.
 """
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,38 +13,22 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
-import yaml
 from safetensors.numpy import load_file
 
 from crosspruner.errors import RunFolderError
-from crosspruner.hardware.plan import Plan
 from crosspruner.reporting.cost import COST_COLUMNS
-from crosspruner.reporting.layers import layer_table
+from crosspruner.reporting.run_files import (
+    LAYER_COLUMNS,
+    layers_of_plan,
+    read_costs,
+    read_json_object,
+    read_layers,
+    read_metrics,
+    read_yaml,
+    read_yaml_object,
+)
 
 T = TypeVar("T")
-
-LAYER_COLUMNS = [
-    "layer",
-    "kind",
-    "in_fms",
-    "out_fms",
-    "kernel",
-    "kin",
-    "kout",
-    "input_groups",
-    "output_groups",
-    "slices",
-    "prunable",
-    "compute_dense",
-    "compute",
-    "saved",
-    "reduction_dense",
-    "reduction",
-    "buffer",
-    "phases",
-    "weights_kept",
-]
-"""Columns of `crossbars.csv` that reports rely on; there may be more."""
 
 PHASES = ("dense", "prune", "fine-tune")
 """Names of the values 0, 1, 2 of the metric `prune/phase`."""
@@ -115,37 +98,37 @@ class RunFolder:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """`summary.json`, flat."""
-        return self._read("summary.json", _read_json_object, {})
+        return self._read("summary.json", read_json_object, {})
 
     @cached_property
     def config(self) -> dict[str, Any]:
         """The composed configuration, interpolations left as written."""
-        return self._read(".hydra/config.yaml", _read_yaml_object, {})
+        return self._read(".hydra/config.yaml", read_yaml_object, {})
 
     @cached_property
     def overrides(self) -> list[str]:
         """Overrides typed on the command line, or set by the sweep."""
-        return self._read(".hydra/overrides.yaml", lambda file: list(_read_yaml(file) or []), [])
+        return self._read(".hydra/overrides.yaml", lambda file: list(read_yaml(file) or []), [])
 
     @cached_property
     def choices(self) -> dict[str, str]:
         """Option chosen in each config group, such as `solver: lgd_rpp`."""
         empty: dict[str, Any] = {}
-        hydra = self._read(".hydra/hydra.yaml", _read_yaml_object, empty)
+        hydra = self._read(".hydra/hydra.yaml", read_yaml_object, empty)
         chosen = _dig(hydra, "hydra", "runtime", "choices")
         return {str(k): str(v) for k, v in chosen.items()} if isinstance(chosen, dict) else {}
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """`metrics.csv`: a row per logged step, NaN where a metric was not logged."""
-        return self._read("metrics.csv", _read_metrics, pd.DataFrame())
+        return self._read("metrics.csv", read_metrics, pd.DataFrame())
 
     @cached_property
     def layers(self) -> pd.DataFrame:
         """`crossbars.csv`: a row per layer; where it is not written yet, from the saved plan."""
         table = pd.DataFrame(columns=LAYER_COLUMNS)
         for name in ("crossbars.csv", "mapping.json", "mapping_dense.json"):
-            table = self._read(name, _read_layers if name.endswith("csv") else _plan_layers, table)
+            table = self._read(name, read_layers if name.endswith("csv") else layers_of_plan, table)
             if not table.empty:
                 break
         return table
@@ -153,7 +136,7 @@ class RunFolder:
     @cached_property
     def costs(self) -> pd.DataFrame:
         """`cost.csv`: a row per version (dense, pruned), layer, quantity and event."""
-        return self._read("cost.csv", _read_costs, pd.DataFrame(columns=COST_COLUMNS))
+        return self._read("cost.csv", read_costs, pd.DataFrame(columns=COST_COLUMNS))
 
     @cached_property
     def masks(self) -> dict[str, np.ndarray]:
@@ -228,53 +211,3 @@ def _dig(tree: Any, *keys: str) -> Any:
     for key in keys:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
-
-
-def _read_json_object(file: Path) -> dict[str, Any]:
-    loaded = json.loads(file.read_text())
-    if not isinstance(loaded, dict):
-        raise ValueError(f"expected an object, found {type(loaded).__name__}")
-    return loaded
-
-
-def _read_yaml(file: Path) -> Any:
-    # The C loader is ten times as fast: a sweep of 500 runs has 1,500 such files.
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return yaml.load(file.read_text(), Loader=loader)
-
-
-def _read_yaml_object(file: Path) -> dict[str, Any]:
-    loaded = _read_yaml(file)
-    if not isinstance(loaded, dict):
-        raise ValueError(f"expected a mapping, found {type(loaded).__name__}")
-    return loaded
-
-
-def _read_metrics(file: Path) -> pd.DataFrame:
-    # A killed run can leave a last line with too few or too many fields.
-    table = pd.read_csv(file, on_bad_lines="skip")
-    return table.apply(pd.to_numeric, errors="coerce")
-
-
-def _read_layers(file: Path) -> pd.DataFrame:
-    table = pd.read_csv(file)
-    if "layer" not in table:
-        raise ValueError("the column 'layer' is missing")
-    missing = [column for column in LAYER_COLUMNS if column not in table]
-    return table.assign(**dict.fromkeys(missing, np.nan))
-
-
-def _read_costs(file: Path) -> pd.DataFrame:
-    table = pd.read_csv(file)
-    if missing := [column for column in COST_COLUMNS if column not in table]:
-        raise ValueError(f"columns are missing: {', '.join(missing)}")
-    # A killed run can leave a part of the rows, whose sums would pass for those of the network.
-    # A network that is one layer has the name "", which reads as none.
-    events = table.groupby(["layer", "quantity", "event"], dropna=False)["version"]
-    if table.drop(columns="layer").isna().any(axis=None) or (events.nunique() < 2).any():
-        raise ValueError("rows are missing: dense and pruned do not list the same events")
-    return table
-
-
-def _plan_layers(file: Path) -> pd.DataFrame:
-    return layer_table(Plan.load(file))

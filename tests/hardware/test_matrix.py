@@ -13,14 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import crosspruner as cp
 from crosspruner.hardware import MappingSpec, Plan, plan_model, simulate
 from crosspruner.hardware.attention import layer_module
-from crosspruner.hardware.matrix import (
-    from_matrix,
-    operation_of,
-    output_maps,
-    padded_maps,
-    to_matrix,
-    window_of,
-)
+from crosspruner.hardware.layer_modules import operation_of, output_maps, padded_maps, window_of
+from crosspruner.hardware.matrix import from_matrix, to_matrix
 from crosspruner.hardware.weight_form import attainable, form_of, read_matrix, write_matrix
 
 LAYERS = {

@@ -19,7 +19,7 @@ from crosspruner.pruning.both_callback import BothPruning
 from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
 from crosspruner.pruning.schedule import PruningSchedule
-from crosspruner.pruning.step_solver import StepSettings
+from crosspruner.pruning.step_settings import StepSettings
 
 
 class Tiny(pl.LightningModule):

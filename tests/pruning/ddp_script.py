@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.schedule import PruningSchedule
-from crosspruner.pruning.step_solver import StepSettings
+from crosspruner.pruning.step_settings import StepSettings
 
 GLOBAL_BATCH = 16
 

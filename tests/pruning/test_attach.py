@@ -12,7 +12,7 @@ from torch.nn import functional as F
 import crosspruner as cp
 from crosspruner.errors import BudgetError, CheckpointError, ConfigError
 from crosspruner.pruning.schedule import Phase, PruningSchedule
-from crosspruner.pruning.step_solver import STEP_SOLVERS, StepSettings
+from crosspruner.pruning.step_settings import STEP_SOLVERS, StepSettings
 
 from .test_callback import Tiny, batches, fit, pruning, pytestmark  # noqa: F401
 

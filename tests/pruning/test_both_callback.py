@@ -6,7 +6,7 @@ import torch
 from crosspruner.errors import ConfigError
 from crosspruner.pruning.both_callback import BothPruning, in_proportion
 from crosspruner.pruning.schedule import PruningSchedule
-from crosspruner.pruning.step_solver import StepSettings
+from crosspruner.pruning.step_settings import StepSettings
 
 from .test_callback import SaveAt, fit, pytestmark  # noqa: F401
 

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from crosspruner.errors import BudgetError, CheckpointError, ConfigError
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.schedule import Phase, PruningSchedule
-from crosspruner.pruning.step_solver import STEP_SOLVERS, StepSettings
+from crosspruner.pruning.step_settings import STEP_SOLVERS, StepSettings
 
 pytestmark = [
     # Lightning's own notices on a run this small

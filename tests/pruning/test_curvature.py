@@ -8,7 +8,8 @@ from torch import nn
 
 from crosspruner.pruning.curvature import RunningFisher, RunningMoment, draw_patches, saliency
 from crosspruner.pruning.masked_layer import MaskedLayer
-from crosspruner.pruning.step_solver import LayerState, StepSettings
+from crosspruner.pruning.step_settings import StepSettings
+from crosspruner.pruning.step_solver import LayerState
 from crosspruner.sparsity import GroupLayout
 
 

@@ -11,7 +11,8 @@ import crosspruner as cp
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import plan_model
 from crosspruner.hardware.attention import layer_module
-from crosspruner.hardware.matrix import operation_of, to_matrix
+from crosspruner.hardware.layer_modules import operation_of
+from crosspruner.hardware.matrix import to_matrix
 from crosspruner.pruning.budget import prunable_layers
 from crosspruner.pruning.falcon import _descend
 from crosspruner.pruning.global_choice import block_values, choose_blocks, choose_masks

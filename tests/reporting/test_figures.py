@@ -15,7 +15,8 @@ from crosspruner.reporting.figures import (
     steps_per_epoch,
     training_curves,
 )
-from crosspruner.reporting.run_folder import LAYER_COLUMNS, RunFolder
+from crosspruner.reporting.run_files import LAYER_COLUMNS
+from crosspruner.reporting.run_folder import RunFolder
 from crosspruner.reporting.svg import PALETTE, inline_svg, save_figure
 
 

@@ -5,15 +5,11 @@ import pytest
 import torch
 
 from crosspruner.errors import RunFolderError
-from crosspruner.hardware.plan import plan_model
+from crosspruner.hardware.planning import plan_model
 from crosspruner.reporting.config_diff import flatten
 from crosspruner.reporting.layers import write_layer_table
-from crosspruner.reporting.run_folder import (
-    LAYER_COLUMNS,
-    RunFolder,
-    find_runs,
-    is_run_folder,
-)
+from crosspruner.reporting.run_files import LAYER_COLUMNS
+from crosspruner.reporting.run_folder import RunFolder, find_runs, is_run_folder
 
 
 def test_reads_every_part(run_dir):

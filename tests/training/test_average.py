@@ -15,7 +15,7 @@ from crosspruner.pruning.layerwise_callback import LayerwisePruning
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.pruning.snapshot import Snapshot
-from crosspruner.pruning.step_solver import StepSettings
+from crosspruner.pruning.step_settings import StepSettings
 from crosspruner.sparsity import GroupLayout
 from crosspruner.training import Classifier
 from crosspruner.training.average import TRAINED, WeightAverage
