@@ -19,6 +19,10 @@ from crosspruner.sparsity import GroupLayout
 MAX_BYTES = 2**30
 """Largest second moment kept whole: 11,585 inputs in float64."""
 
+# Rows of a second moment that are multiplied at once: few enough to leave out nearly half of the
+# products, enough for fast ones.
+_TILE = 512
+
 # Patches unfolded at once (float32: 128 MB).
 _CHUNK_ENTRIES = 2**25
 
@@ -60,6 +64,7 @@ class MomentSums:
         self.patches: list[Tensor] | None = []
         """(n, d) parts of the patches seen, about the point; None = they are too many."""
         new = torch.zeros(0, dtype=torch.float64, device=next(module.parameters()).device).new_zeros
+        # Of "second" the tiles above the diagonal are out of date between `_mirror`s.
         self.sums: dict[str, Tensor] = {
             "second": new(bands, rows, rows),
             "cross": new(bands, rows, outputs),
@@ -110,7 +115,7 @@ class MomentSums:
         x = x.unflatten(1, (bands, -1)).permute(1, 2, 0, 3).flatten(2)  # (B, d, n)
         y = y.unflatten(1, (layout.conv_groups, -1)).permute(1, 2, 0, 3).flatten(2)
         per_band = y.repeat_interleave(self.runs, 0)
-        self.sums["second"] += x @ x.mT
+        _add_lower(self.sums["second"], x)
         self.sums["cross"] += x @ per_band.mT
         self.sums["energy"] += y.double().square().sum(2)
         self.sums["mean_in"] += x.sum(2, dtype=torch.float64)
@@ -179,6 +184,7 @@ class MomentSums:
         """The sums about another point, in float64; all but the count are new tensors."""
         assert self.point is not None
         own, n = self.sums, self.sums["samples"]
+        _mirror(own["second"])
         pairs = zip(self.point, point, strict=True)
         x, y = (mine.double() - other.double() for mine, other in pairs)
         x = self._rows_of(x)  # (B, d)
@@ -203,3 +209,17 @@ class MomentSums:
         placed = place_fms(fms, self.layout, 1, self.placed_groups)
         rows = placed.expand(-1, -1, self.width // self.layout.kin)
         return rows.reshape(len(self.sums["second"]), -1)
+
+
+def _add_lower(total: Tensor, x: Tensor) -> None:
+    """Add x x' of (B, d, n) to (B, d, d), but for tiles above the diagonal, see `_mirror`."""
+    for first in range(0, x.shape[1], _TILE):
+        end = first + _TILE
+        total[:, first:end, :end] += x[:, first:end] @ x[:, :end].mT
+
+
+def _mirror(total: Tensor) -> None:
+    """Make the tiles above the diagonal those below it, in place."""
+    for first in range(0, total.shape[1], _TILE):
+        end = first + _TILE
+        total[:, :first, first:end] = total[:, first:end, :first].mT

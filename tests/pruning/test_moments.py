@@ -2,15 +2,22 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
 from crosspruner.errors import DataError
+from crosspruner.pruning import moment_sums
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.sparsity import GroupLayout
+
+
+@pytest.fixture(autouse=True, params=[3, 512], ids=["tiles", "one tile"])
+def tile(request, monkeypatch):
+    """Second moments in tiles of three rows, and whole."""
+    monkeypatch.setattr(moment_sums, "_TILE", request.param)
 
 
 def normal(*shape, seed=0):
@@ -38,7 +45,7 @@ def conv_layout(layer, kin, grain="column", kout=2, order=None):
     )
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kernel=st.tuples(st.integers(1, 3), st.integers(1, 3)),
     stride=st.integers(1, 2),
