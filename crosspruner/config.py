@@ -11,11 +11,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec, UnitCosts
+from crosspruner.hardware.packing import GRAINS
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.layer_pruner import REORDERS
 from crosspruner.pruning.schedule import PruningSchedule
 from crosspruner.pruning.step_settings import StepSettings
-from crosspruner.sparsity.groups import GRAINS
 from crosspruner.training.on_device import DeviceSettings
 from crosspruner.training.settings import TrainingSettings
 

@@ -1,7 +1,11 @@
 """Shared by all tests."""
 
+import importlib.util
 import json
 import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -27,3 +31,19 @@ def read_wandb():
         return [json.loads(line) for line in out.splitlines()]
 
     return read
+
+
+@pytest.fixture(scope="session")
+def load_script() -> Callable[[str], Any]:
+    """`load_script("report")` imports scripts/report.py as a module."""
+
+    def load(name: str) -> Any:
+        path = Path(__file__).parents[1] / "scripts" / f"{name}.py"
+        spec = importlib.util.spec_from_file_location(f"scripts_{name}", path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return load

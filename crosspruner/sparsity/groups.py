@@ -21,8 +21,7 @@ from torch import Tensor
 
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import LayerPlan, count_blocks
-
-GRAINS = ("crossbar", "column")
+from crosspruner.hardware.packing import GRAINS
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,6 +1,5 @@
 """Run folders as an experiment leaves them, made in milliseconds and consistent in every number."""
 
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -222,19 +221,3 @@ def deep_network() -> list[tuple]:
 def run_dir(tmp_path: Path) -> Path:
     """One finished run of VGG8."""
     return write_run(tmp_path / "run")
-
-
-@pytest.fixture(scope="session")
-def load_script() -> Callable[[str], Any]:
-    """`load_script("report")` imports scripts/report.py as a module."""
-
-    def load(name: str) -> Any:
-        path = Path(__file__).parents[2] / "scripts" / f"{name}.py"
-        spec = importlib.util.spec_from_file_location(f"scripts_{name}", path)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        return module
-
-    return load

@@ -1,4 +1,3 @@
-import importlib.util
 import json
 from pathlib import Path
 
@@ -8,19 +7,10 @@ import pytest
 from crosspruner.errors import ConfigError
 from crosspruner.hardware import Plan
 
-SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
-
-
-def script(name):
-    spec = importlib.util.spec_from_file_location(name, SCRIPTS / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
 
 @pytest.fixture(scope="module")
-def map_report():
-    return script("map_report")
+def map_report(load_script):
+    return load_script("map_report")
 
 
 def test_one_combination_prints_the_plan(map_report, capsys):
@@ -84,9 +74,9 @@ def test_a_wrong_value_is_our_error(map_report):
         map_report.main(["mapping.kin=0"])
 
 
-def test_the_ratios_in_the_docs_are_those_of_the_planner():
-    docs = (SCRIPTS.parent / "docs" / "mapping.md").read_text(encoding="utf-8")
-    benchmark = script("benchmark")
+def test_the_ratios_in_the_docs_are_those_of_the_planner(load_script):
+    docs = (Path(__file__).parents[2] / "docs" / "mapping.md").read_text(encoding="utf-8")
+    benchmark = load_script("benchmark")
     measured = benchmark.table(benchmark.RATIO_COLUMNS, benchmark.ratio_rows())
     written = docs.partition("<!-- ratios -->")[2].partition("<!-- end of ratios -->")[0]
     assert written.strip() == measured.strip()

@@ -1,8 +1,5 @@
 """Accuracies before fine-tuning: a row for each combination asked for, on images of a folder."""
 
-import importlib.util
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -12,15 +9,10 @@ from safetensors.torch import save_file
 
 from crosspruner.training import build_model
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("oneshot", ROOT / "scripts/oneshot_table.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("oneshot_table")
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,5 @@
 """The sweep over a run folder: every effect, a row per chip, picture and table."""
 
-import importlib.util
 import shutil
 from pathlib import Path
 
@@ -18,15 +17,10 @@ from crosspruner.pruning.saving import save_pruned
 from crosspruner.run_networks import _check_same_data
 from crosspruner.training import build_model
 
-ROOT = Path(__file__).parents[2]
-
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("robustness", ROOT / "scripts/robustness.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+def script(load_script):
+    return load_script("robustness")
 
 
 @pytest.fixture(scope="module")
