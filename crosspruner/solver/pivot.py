@@ -24,6 +24,9 @@ TABLE_ENTRIES = 2**20
 """The tables of one part of a batch hold at most this many entries (float32: 4 MB), so that they
 stay in the processor's cache from one pivot to the next; one table may hold more."""
 
+GPU_TABLE_ENTRIES = 2**28
+"""The same on a GPU (float64: 2 GB), where what counts is that one kernel serves many problems."""
+
 
 def table_entries(problem: RefitProblem) -> int:
     """Entries of the pivot table of one problem."""
@@ -32,10 +35,11 @@ def table_entries(problem: RefitProblem) -> int:
 
 
 def batch_parts(problem: RefitProblem) -> list[slice]:
-    """Slices of the batch whose pivot tables fit into the cache together."""
+    """Slices of the batch whose pivot tables are worked on together."""
     if problem.moment.ndim == 2:
         _ = problem.inverse  # now, so that the parts need not each make it
-    chunk = max(1, TABLE_ENTRIES // max(1, table_entries(problem)))
+    entries = TABLE_ENTRIES if problem.target.device.type == "cpu" else GPU_TABLE_ENTRIES
+    chunk = max(1, entries // max(1, table_entries(problem)))
     return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]
 
 

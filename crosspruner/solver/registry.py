@@ -121,9 +121,13 @@ def _lgd_rpp(
 
 
 def _obs_group(
-    problem: LayerProblem, keep: Tensor, generator: torch.Generator, search: bool = True
+    problem: LayerProblem,
+    keep: Tensor,
+    generator: torch.Generator,
+    search: bool = True,
+    rank: int | None = None,
 ) -> Tensor:
-    return obs_group(_refit_of(problem), keep, search)
+    return obs_group(_refit_of(problem), keep, search, rank)
 
 
 def _greedy_refit(

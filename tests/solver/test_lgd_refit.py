@@ -5,9 +5,11 @@ import itertools
 import pytest
 import torch
 
+from crosspruner.errors import SolverError
 from crosspruner.solver import RefitProblem, lgd_rpp_refit, obs_group
 from crosspruner.solver.blocks import join_weights
 from crosspruner.solver.exhaustive import best_of_all_refit
+from crosspruner.solver.obs import affordable_rank
 from crosspruner.solver.reduce import condense_targets, reduce_problem
 
 from .test_refit import enumerate_refits, every_mask, random_layer, random_problem
@@ -126,3 +128,28 @@ def test_masks_from_the_stand_in_are_nearly_as_good():
     small = problem.solve(lgd_rpp_refit(problem, 5, rank=4))[1].sum()
     dropped = problem.solve(every_mask(10, 5)[:10])[1].sum()
     assert small - exact < 0.1 * (dropped - exact)
+
+
+def test_group_obs_of_a_wide_layer_judges_on_the_stand_in(monkeypatch):
+    problem = random_problem(groups=10, height=8, batch=10, seed=3)
+    exact = obs_group(problem, 5)
+    assert torch.equal(obs_group(problem, 5, rank=8), exact)
+    assert affordable_rank(problem) == 8
+    monkeypatch.setattr("crosspruner.solver.obs.FLOPS", 6.1 * 10 * (10 * 4) ** 3)
+    assert affordable_rank(problem) == 4
+    near = obs_group(problem, 5)
+    assert torch.equal(near, obs_group(problem, 5, rank=4))
+    assert (near.sum(1) == 5).all()
+    assert problem.solve(near)[1].sum() <= 1.05 * problem.solve(exact)[1].sum()
+    with pytest.raises(SolverError, match="rank=0"):
+        obs_group(problem, 5, rank=0)
+
+
+def test_problems_that_do_not_share_their_moment_are_never_reduced(monkeypatch):
+    problem = random_problem(groups=4, height=3, batch=2, seed=1)
+    own = RefitProblem(
+        problem.moment.expand(2, -1, -1), problem.target, problem.constant, problem.num_groups
+    )
+    monkeypatch.setattr("crosspruner.solver.obs.FLOPS", 1)
+    assert affordable_rank(own) == 3
+    assert torch.equal(obs_group(own, 2), obs_group(problem, 2, rank=3))
