@@ -6,8 +6,8 @@ changed is the difference between two networks on the same images. So statistics
 that difference, and where nothing has changed the network stays as it is.
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -37,15 +37,16 @@ class NormReference:
     """(C,), likewise."""
 
 
-def norm_references(dense: nn.Module, batches: Sequence[Tensor]) -> dict[str, NormReference]:
-    """What every batch norm with statistics reads, in one pass over the images.
+@contextmanager
+def reading_norms(dense: nn.Module) -> Iterator[Callable[[], dict[str, NormReference]]]:
+    """Watch what every batch norm with statistics reads while a network runs.
 
     Args:
         dense: the network before pruning, in evaluation mode; not changed.
-        batches: calibration images.
 
-    Returns:
-        Name of the batch norm -> its reference; those that no image reaches have none.
+    Yields:
+        Gives, once the images have passed, the name of each batch norm -> its reference; those that
+        no image has reached have none.
     """
     sums = {
         name: NormSums(module)
@@ -54,14 +55,29 @@ def norm_references(dense: nn.Module, batches: Sequence[Tensor]) -> dict[str, No
     }
 
     def take(own: NormSums, _module: nn.Module, inputs: tuple[Tensor]) -> None:
-        own.update(inputs[0])
+        for part in inputs[0].detach().split(_TOGETHER):
+            own.update(part)
 
-    with ExitStack() as hooks, torch.no_grad():
+    with ExitStack() as hooks:
         for own in sums.values():
             hooks.callback(own.norm.register_forward_pre_hook(partial(take, own)).remove)
+        yield lambda: {name: own.reference() for name, own in sums.items() if own.count}
+
+
+def norm_references(dense: nn.Module, batches: Sequence[Tensor]) -> dict[str, NormReference]:
+    """What every batch norm with statistics reads, in one pass over the images.
+
+    Args:
+        dense: the network before pruning, in evaluation mode; not changed.
+        batches: calibration images.
+
+    Returns:
+        As `reading_norms` gives.
+    """
+    with reading_norms(dense) as references, torch.no_grad():
         for images in batches:
             forward(dense, images)
-    return {name: own.reference() for name, own in sums.items() if own.count}
+    return references()
 
 
 def reestimate(

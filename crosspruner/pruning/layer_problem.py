@@ -8,6 +8,7 @@ from crosspruner.pruning.moments import Moments
 from crosspruner.pruning.reconstruct import normal_equations
 from crosspruner.solver import LayerProblem
 from crosspruner.solver.refit import RefitProblem
+from crosspruner.sparsity import GroupLayout
 
 # Temporaries of one pass over the outputs hold at most this many entries (float64: 128 MB).
 _CHUNK_ENTRIES = 2**24
@@ -63,6 +64,8 @@ def layer_problem(
 
 def _gram(moments: Moments, placed: Tensor, unit: Tensor) -> Tensor:
     """(U, P, P) sum over the outputs of a unit of w_a' M_ab w_b; zero between runs."""
+    if moments.patches is not None:
+        return _gram_of_patches(moments.patches, placed[0], unit, moments.layout)
     layout, width, runs = moments.layout, moments.width, moments.runs
     bands, rows, outputs = placed.shape
     groups = rows // width
@@ -82,6 +85,19 @@ def _gram(moments: Moments, placed: Tensor, unit: Tensor) -> Tensor:
         diagonal.index_add_(1, which, product.flatten(1, 2))
         by_run[:, run, :, run] = diagonal
     return gram[:, : layout.input_groups, : layout.input_groups]
+
+
+def _gram_of_patches(patches: Tensor, placed: Tensor, unit: Tensor, layout: GroupLayout) -> Tensor:
+    """The same from what each group adds to the outputs at the patches (n, d)."""
+    groups, outputs = layout.input_groups, placed.shape[1]
+    inputs = patches.unflatten(1, (groups, -1)).transpose(0, 1)  # (P, n, w)
+    gram = placed.new_zeros(layout.units, groups, groups)
+    chunk = max(1, _CHUNK_ENTRIES // max(1, groups * (len(patches) + groups)))
+    for start in range(0, outputs, chunk):
+        part = placed[:, start : start + chunk].unflatten(0, (groups, -1))
+        added = (inputs @ part).permute(2, 0, 1)  # (o, P, n)
+        gram.index_add_(0, unit[start : start + chunk], added @ added.mT / len(patches))
+    return gram
 
 
 def _refit_problem(moments: Moments, weight: Tensor, scale: Tensor, damping: float) -> RefitProblem:

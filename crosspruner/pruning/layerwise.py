@@ -18,7 +18,13 @@ from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
 from crosspruner.hardware.layer_modules import matrix_shape
-from crosspruner.pruning.batch_norm import NormReference, measure, norm_references, reestimate
+from crosspruner.pruning.batch_norm import (
+    NormReference,
+    measure,
+    norm_references,
+    reading_norms,
+    reestimate,
+)
 from crosspruner.pruning.layer_pruner import LayerwiseSettings, Pruned, Samples, prune_layer
 from crosspruner.pruning.output_weights import norm_weights
 from crosspruner.pruning.targets import SHARED_BY, Targets, dense_targets
@@ -173,7 +179,9 @@ class Walk:
         images = torch.cat(list(self.batches))
         layers = [self.theirs[stop.name] for stop in self.places if not stop.is_norm]
         settings = self.settings
-        targets = dense_targets(self.dense, images, layers, settings.positions, self.generator)
+        with reading_norms(self.dense) as references:
+            targets = dense_targets(self.dense, images, layers, settings.positions, self.generator)
+        self.references = references()
 
         def before(stop: Stop, module: nn.Module, inputs: Tensor) -> None:
             if stop.is_norm:

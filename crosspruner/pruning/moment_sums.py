@@ -3,15 +3,14 @@
 Memory does not grow with the number of images, and sums of several processes add up. Products are
 taken in the inputs' own precision, about a fixed point near the mean: a mean far above the
 variation would cost the variation its digits. The sums themselves are float64. Few patches are
-kept as well, as long as they take less room than their moment.
+kept instead of their second moment, as long as they take less room.
 """
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from crosspruner.errors import DataError
-from crosspruner.hardware.layer_modules import matrix_shape, operation_of, padded_maps, window_of
+from crosspruner.hardware.layer_modules import matrix_shape, padded_maps, window_of
 from crosspruner.pruning.moments import Moments, place_fms
 from crosspruner.pruning.targets import Targets
 from crosspruner.sparsity import GroupLayout
@@ -23,7 +22,7 @@ MAX_BYTES = 2**30
 # products, enough for fast ones.
 _TILE = 512
 
-# Patches unfolded at once (float32: 128 MB).
+# Numbers of patches that are made at once (float32: 128 MB).
 _CHUNK_ENTRIES = 2**25
 
 
@@ -62,7 +61,8 @@ class MomentSums:
         """Mean of each input FM (1, Cin, 1, 1) and output FM (1, Cout, 1) over the first images:
         the sums are about it."""
         self.patches: list[Tensor] | None = []
-        """(n, d) parts of the patches seen, about the point; None = they are too many."""
+        """(n, d) parts of the patches seen, about the point, which are not in "second" yet; None =
+        they are too many."""
         new = torch.zeros(0, dtype=torch.float64, device=next(module.parameters()).device).new_zeros
         # Of "second" the tiles above the diagonal are out of date between `_mirror`s.
         self.sums: dict[str, Tensor] = {
@@ -87,14 +87,14 @@ class MomentSums:
         if isinstance(targets, Tensor):
             targets = Targets.draw(module, targets, self.positions, self.generator, biased=False)
         inputs = padded_maps(module, inputs, targets.size)
-        entries = self.placed_groups * self.layout.kin * self.layout.conv_groups
-        entries *= targets.size[0] * targets.size[1] * (self.width // self.layout.kin)
+        read = pixels_read(module, targets.positions, targets.size[1], inputs.shape[3])
+        entries = self.placed_groups * self.layout.kin * self.layout.conv_groups * read.numel()
         chunk = max(1, _CHUNK_ENTRIES // max(1, entries))
-        positions = targets.positions.to(inputs.device)
+        read = read.to(inputs.device)
         for x, y in zip(inputs.split(chunk), targets.values.split(chunk), strict=True):
-            self._add(x, y, positions)
+            self._add(x, y, read)
 
-    def _add(self, x: Tensor, y: Tensor, positions: Tensor) -> None:
+    def _add(self, x: Tensor, y: Tensor, read: Tensor) -> None:
         layout = self.layout
         dtype = torch.promote_types(x.dtype, torch.float32)
         x, y = x.to(dtype), y.to(dtype)
@@ -104,37 +104,38 @@ class MomentSums:
         x = x.reshape(len(x), layout.conv_groups, layout.fan_in, *x.shape[2:])
         x = place_fms(x.transpose(0, 1), layout, 2, self.placed_groups)
         x = x.transpose(0, 1).flatten(1, 2)
-        if operation_of(self.module) == "linear":
-            x = x.flatten(2)
-        else:
-            kernel, stride, dilation = window_of(self.module)
-            x = F.unfold(x, kernel, dilation, 0, stride)
-        if len(positions) < x.shape[2]:
-            x = x[:, :, positions]
-        bands = len(self.sums["second"])
-        x = x.unflatten(1, (bands, -1)).permute(1, 2, 0, 3).flatten(2)  # (B, d, n)
+        # The pixels under each position and kernel place: (FMs, kernel, images, positions).
+        x = x.flatten(2).gather(2, read.flatten().expand(*x.shape[:2], -1))
+        x = x.unflatten(2, read.shape).permute(1, 2, 0, 3)
+        x = x.reshape(len(self.sums["second"]), -1, x.shape[2] * x.shape[3])  # (B, d, n)
         y = y.unflatten(1, (layout.conv_groups, -1)).permute(1, 2, 0, 3).flatten(2)
         per_band = y.repeat_interleave(self.runs, 0)
-        _add_lower(self.sums["second"], x)
         self.sums["cross"] += x @ per_band.mT
         self.sums["energy"] += y.double().square().sum(2)
         self.sums["mean_in"] += x.sum(2, dtype=torch.float64)
         self.sums["mean_out"] += y.sum(2, dtype=torch.float64)
         self.sums["samples"] += x.shape[2]
-        self._keep([x[0].mT])
+        if not self._keep([x[0].mT]):
+            _add_lower(self.sums["second"], x)
 
-    def _keep(self, patches: list[Tensor] | None) -> None:
-        """Keep patches (n, d) about the point as long as they are few; None: they are not all here.
+    def _keep(self, patches: list[Tensor] | None) -> bool:
+        """Keep patches (n, d) about the point as long as they are few; whether they were kept.
 
         Twice as many rows as patches: below that they are no shorter to reckon with.
+
+        Args:
+            patches: the new ones, which "samples" counts already; None: they are not known.
         """
         if self.patches is None:
-            return
+            return False
         bands, rows, _ = self.sums["second"].shape
         if patches is not None and bands == 1 and 2 * int(self.sums["samples"]) < rows:
             self.patches += patches
-        else:
-            self.patches = None
+            return True
+        known, self.patches = self.patches, None
+        if known:
+            _add_lower(self.sums["second"], torch.cat(known).mT.unsqueeze(0))
+        return False
 
     def merge(self, other: "MomentSums") -> None:
         """Add the sums of another process or another part of the data."""
@@ -142,9 +143,12 @@ class MomentSums:
             return
         if self.point is None:
             self.point = other.point
-        for name, value in other._about(self.point).items():
+        added = other._about(self.point)
+        second = added.pop("second")
+        for name, value in added.items():
             self.sums[name] += value
-        self._keep(other._patches_about(self.point))
+        if not self._keep(other._patches_about(self.point)):
+            self.sums["second"] += second
 
     def average(self) -> Moments:
         """The moments of what was seen.
@@ -184,7 +188,7 @@ class MomentSums:
         """The sums about another point, in float64; all but the count are new tensors."""
         assert self.point is not None
         own, n = self.sums, self.sums["samples"]
-        _mirror(own["second"])
+        second = self._second()
         pairs = zip(self.point, point, strict=True)
         x, y = (mine.double() - other.double() for mine, other in pairs)
         x = self._rows_of(x)  # (B, d)
@@ -195,7 +199,7 @@ class MomentSums:
         # sum of (u + x)(v + y)' = sum of u v' + x (sum of v)' + (sum of u + n x) y'
         left = torch.stack([x, sum_in], 2)
         return {
-            "second": own["second"].baddbmm(left, torch.stack([own["mean_in"], x], 1)),
+            "second": second.baddbmm(left, torch.stack([own["mean_in"], x], 1)),
             "cross": own["cross"].baddbmm(left, torch.stack([sum_out, bands], 1)),
             "energy": own["energy"] + y * (2 * own["mean_out"] + n * y),
             "mean_in": sum_in,
@@ -203,12 +207,38 @@ class MomentSums:
             "samples": n,
         }
 
+    def _second(self) -> Tensor:
+        """(B, d, d) the sum of all products about the point."""
+        total = self.sums["second"]
+        if self.patches:
+            total = total.clone()
+            _add_lower(total, torch.cat(self.patches).mT.unsqueeze(0))
+        _mirror(total)
+        return total
+
     def _rows_of(self, fms: Tensor) -> Tensor:
         """One value per input FM, (1, Cin, 1, 1), for each of the rows (B, d)."""
         fms = fms.view(self.layout.conv_groups, -1, 1)
         placed = place_fms(fms, self.layout, 1, self.placed_groups)
         rows = placed.expand(-1, -1, self.width // self.layout.kin)
         return rows.reshape(len(self.sums["second"]), -1)
+
+
+def pixels_read(module: nn.Module, positions: Tensor, out_width: int, in_width: int) -> Tensor:
+    """Which pixels of its padded, flattened input maps a layer reads at some output positions.
+
+    Args:
+        module: a layer, one of `layer_modules.LAYERS`.
+        positions: (n,) int64, places in the flattened output maps.
+        out_width, in_width: of the output maps and of the padded input maps, in pixels.
+
+    Returns:
+        (kernel places, n) int64.
+    """
+    (high, wide), (sh, sw), (dh, dw) = window_of(module)
+    down = positions // out_width * sh + torch.arange(high).view(-1, 1, 1) * dh
+    across = positions % out_width * sw + torch.arange(wide).view(-1, 1) * dw
+    return (down * in_width + across).flatten(0, 1)
 
 
 def _add_lower(total: Tensor, x: Tensor) -> None:

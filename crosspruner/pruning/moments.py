@@ -50,6 +50,12 @@ class Moments:
         groups = -(-self.layout.input_groups // self.runs)
         return self.second.shape[1] // groups
 
+    def second_times(self, columns: Tensor) -> Tensor:
+        """second @ columns for columns (B, d, m), among the patches where there are few."""
+        if self.patches is None:
+            return self.second @ columns
+        return (self.patches.T @ (self.patches @ columns[0] / self.samples)).unsqueeze(0)
+
     def centred(self) -> "Moments":
         """The moments about the mean: those of a layer whose outputs are shifted for free.
 

@@ -4,10 +4,8 @@ For an output that keeps the rows S:   (M_SS + r I) w_S = C_S + r w_old,S
 
 with M the second moment of the pruned network's inputs, C their cross moment with the dense outputs
 and r the damping. Outputs with equal supports share one Cholesky factor; different supports of
-equal size are factored in one batch. Where fewer patches X than rows are known (M = X'X / n), the
-same system is solved among the patches (Woodbury's identity):
-
-    w_S = (b_S - X_S' (n r I + X_S X_S')^-1 X_S b_S) / r,   b = C + r w_old
+equal size are factored in one batch. Where fewer patches than rows are known, the same system is
+solved among the patches (`FewPatches`).
 
 Source: least-squares reconstruction as in optimal brain surgeon (Hassibi and Stork 1993) and
 channel pruning (He et al., ICCV 2017); pulling toward the old weights instead of toward zero is
@@ -19,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crosspruner.pruning.moments import Moments
+from crosspruner.solver.few_patches import FewPatches
 
 # One batch of factors holds at most this many entries (float64: 256 MB).
 _CHUNK_ENTRIES = 2**25
@@ -49,7 +48,7 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
     # The outputs of each support, one after the other.
     outputs = torch.argsort(place[0], stable=True)
     first = shared.cumsum(0) - shared
-    few = _FewPatches.of(moments, pull)
+    few = FewPatches.of(moments.patches, moments.width, float(pull[0]))
     for size, copies in torch.stack([kept, shared], 1).unique(dim=0).tolist():
         if not size:
             continue
@@ -58,7 +57,8 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
             for part in alike.split(few.at_once(copies)):
                 which = first[part].unsqueeze(1) + torch.arange(copies, device=old.device)
                 column = place[1][outputs[which]]
-                new[0, :, column.flatten()] = few.solve(support[part], target[0, :, column])
+                solution = few.solve(support[part], target[0, :, column])
+                new[0, :, column.flatten()] = solution.flatten(1)
             continue
         entries = 3 * (size * moments.width) ** 2
         for part in alike.split(max(1, _CHUNK_ENTRIES // entries)):
@@ -75,48 +75,6 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
     return refitted * layout.expand_like(mask, weight).to(weight.device)
 
 
-class _FewPatches:
-    """Refits among n patches (n, d) instead of among the rows.
-
-    Args:
-        patches: (n, d).
-        width: rows of an input group.
-        pull: (1, 1, 1) what is added to the diagonal of the moment.
-    """
-
-    def __init__(self, patches: Tensor, width: int, pull: Tensor) -> None:
-        self.patches, self.width, self.pull = patches, width, float(pull)
-        self.number = len(patches)
-        by_group = patches.unflatten(1, (-1, width)).transpose(0, 1)
-        self._products = (by_group @ by_group.mT).flatten(1)  # (p, n * n)
-
-    @classmethod
-    def of(cls, moments: Moments, pull: Tensor) -> "_FewPatches | None":
-        """None where the patches are not known, or their products would take too much memory."""
-        if moments.patches is None:
-            return None
-        entries = moments.patches.shape[1] // moments.width * len(moments.patches) ** 2
-        if entries > 2 * _CHUNK_ENTRIES:
-            return None
-        return cls(moments.patches, moments.width, pull)
-
-    def at_once(self, copies: int) -> int:
-        """Supports that are solved in one batch."""
-        entries = 3 * self.number**2 + 4 * self.patches.shape[1] * copies
-        return max(1, _CHUNK_ENTRIES // entries)
-
-    def solve(self, support: Tensor, target: Tensor) -> Tensor:
-        """The weights (d, s * c) of c outputs for each support (s, p), with target (d, s, c)."""
-        kept = support.T.to(target.dtype).repeat_interleave(self.width, 0).unsqueeze(2)  # (d, s, 1)
-        target = target * kept
-        seen = (self.patches @ target.flatten(1)).view(self.number, *target.shape[1:])
-        system = (support.to(target.dtype) @ self._products).view(-1, self.number, self.number)
-        system.diagonal(dim1=1, dim2=2).add_(self.number * self.pull)
-        explained = torch.cholesky_solve(seen.transpose(0, 1), torch.linalg.cholesky(system))
-        back = self.patches.T @ explained.transpose(0, 1).flatten(1)
-        return ((target - back.view_as(target) * kept) / self.pull).flatten(1)
-
-
 @torch.no_grad()
 def reconstruction_error(moments: Moments, weight: Tensor) -> Tensor:
     """E (y - w' x~)^2 of every output with the weights as they are (without what runs share).
@@ -129,7 +87,7 @@ def reconstruction_error(moments: Moments, weight: Tensor) -> Tensor:
         (Cout,) float64, >= 0.
     """
     placed = moments.place(weight)
-    error = ((moments.second @ placed - 2 * moments.cross) * placed).sum(1)
+    error = ((moments.second_times(placed) - 2 * moments.cross) * placed).sum(1)
     error = error.view(-1, moments.runs, error.shape[1]).sum(1)
     return (error + moments.energy).flatten().clamp(min=0)
 
@@ -146,7 +104,7 @@ def cross_moment(moments: Moments, old: Tensor) -> Tensor:
     One band explains the whole output. Runs that know nothing of each other each explain what they
     gave the dense weights `old`: else several would explain the same thing.
     """
-    return moments.cross if moments.runs == 1 else moments.second @ old
+    return moments.cross if moments.runs == 1 else moments.second_times(old)
 
 
 def ridge(moments: Moments, damping: float) -> Tensor:
@@ -171,7 +129,7 @@ def normal_equations(
         system, target, and what was added to the diagonal (B, 1, 1).
     """
     pull = ridge(moments, damping)
-    system = (moments.second + moments.second.mT) / 2
+    system = moments.second.clone()
     system.diagonal(dim1=1, dim2=2).add_(pull.squeeze(2))
     return system, cross_moment(moments, old) + pull * old, pull
 

@@ -148,6 +148,8 @@ def _search(
 
 def solve_flops(problem: RefitProblem, keep: Tensor) -> float:
     """Operations of refitting that many groups (b,) of each problem in full."""
+    if problem.few is not None:
+        return problem.num_problems * problem.few.flops()
     return float(((keep * problem.group_size).double() ** 3 / 3).sum())
 
 

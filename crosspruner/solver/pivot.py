@@ -18,7 +18,7 @@ is that of group OBS (Hassibi and Stork, NeurIPS 1992; OSSCAR, ICML 2024).
 import torch
 from torch import Tensor
 
-from crosspruner.solver.refit import RefitProblem, cholesky, times
+from crosspruner.solver.refit import RefitProblem, cholesky
 
 TABLE_ENTRIES = 2**20
 """The tables of one part of a batch hold at most this many entries (float32: 4 MB), so that they
@@ -61,8 +61,7 @@ class PivotTable:
         """
         self.groups, self.height = problem.num_groups, problem.group_size
         batch, size, self._num_targets = problem.target.shape
-        inverse = problem.inverse
-        weights = times(inverse, problem.target)
+        inverse, weights = problem.inverse, problem.inverse_times(problem.target)
         # The target rides along as extra columns: one product updates both.
         table = weights.new_empty(batch, size, size + self._num_targets, dtype=dtype)
         table[:, :, :size] = -inverse

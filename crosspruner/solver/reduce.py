@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem, cholesky, times
+from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem, cholesky
 
 
 def condense_targets(problem: RefitProblem, most: int) -> RefitProblem:
@@ -32,12 +32,10 @@ def condense_targets(problem: RefitProblem, most: int) -> RefitProblem:
     """
     if problem.target.shape[2] <= most:
         return problem
-    weights = times(problem.inverse, problem.target)
+    weights = problem.inverse_times(problem.target)
     energy = problem.target.mT @ weights
     main = torch.linalg.eigh((energy + energy.mT) / 2).eigenvectors[:, :, -most:]
-    condensed = replace(problem, target=problem.target @ main)
-    condensed.__dict__["inverse"] = problem.inverse  # as `rows` does
-    return condensed
+    return replace(problem, target=problem.target @ main).sharing(problem)
 
 
 def reduce_problem(problem: RefitProblem, rank: int) -> RefitProblem:
@@ -76,8 +74,8 @@ def _reduce(
     problem: RefitProblem, inverse: Tensor, metric: Tensor, sketch: Tensor, rank: int
 ) -> tuple[Tensor, Tensor]:
     groups, height = problem.num_groups, problem.group_size
-    batch, size, _ = problem.target.shape
-    weights = times(inverse.reshape(size, size), problem.target).unflatten(1, (groups, height))
+    batch = problem.num_problems
+    weights = problem.inverse_times(problem.target).unflatten(1, (groups, height))
     basis = _basis(_responses(inverse, _per_group(metric, weights)), metric, sketch, rank)
 
     moment = _projected(problem, basis).reshape(batch, groups * rank, groups * rank)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from crosspruner.errors import SolverError
 from crosspruner.solver.blocks import check_moments, padded_rows, ridge_of, take_outputs
+from crosspruner.solver.few_patches import FewPatches
 
 # One chunk of a batch holds at most this many entries (float64: 512 MB).
 CHUNK_ENTRIES = 2**26
@@ -104,26 +105,52 @@ class RefitProblem:
         """
         if self.patches is None:
             return torch.cholesky_inverse(cholesky(self.moment))
-        # Woodbury: (X'X / N + r I)^-1 = (I - X' (N r I + X X')^-1 X) / r
-        inner = self.patches @ self.patches.mT
-        inner.diagonal().add_(len(inner) * self.ridge)
-        half = torch.linalg.solve_triangular(cholesky(inner), self.patches, upper=False)
+        half = self._half
         inverse = half.mT @ half
         inverse.neg_().diagonal().add_(1)
         return inverse.div_(self.ridge)
+
+    @cached_property
+    def _half(self) -> Tensor:
+        """(N, D) F^-1 X with F F' = N r I + X X': H^-1 = (I - half' half) / r (Woodbury)."""
+        assert self.patches is not None
+        inner = self.patches @ self.patches.mT
+        inner.diagonal().add_(len(inner) * self.ridge)
+        return torch.linalg.solve_triangular(cholesky(inner), self.patches, upper=False)
+
+    @cached_property
+    def few(self) -> FewPatches | None:
+        """The same problem among its patches, where it has some."""
+        return FewPatches.of(self.patches, self.group_size, self.ridge)
+
+    def inverse_times(self, columns: Tensor) -> Tensor:
+        """H^-1 times columns (B, D, m), among the patches where there are few.
+
+        Raises:
+            SolverError: the moment is too close to singular.
+        """
+        if self.patches is None:
+            return times(self.inverse, columns)
+        flat = columns.transpose(0, 1).flatten(1)
+        solved = (flat - self._half.mT @ (self._half @ flat)) / self.ridge
+        return solved.unflatten(1, (len(columns), -1)).transpose(0, 1)
 
     def rows(self, part: slice | Tensor) -> "RefitProblem":
         """Some problems of the batch, by a slice or an index (b,)."""
         shared = self.moment.ndim == 2
         moment = self.moment if shared else self.moment[part]
         rows = replace(self, moment=moment, target=self.target[part], constant=self.constant[part])
-        if shared and "inverse" in self.__dict__:
-            rows.__dict__["inverse"] = self.inverse
-        return rows
+        return rows.sharing(self) if shared else rows
+
+    def sharing(self, other: "RefitProblem") -> "RefitProblem":
+        """This problem, with what has been made of the same moment for another."""
+        known = {"inverse", "_half", "few"}
+        self.__dict__.update({name: other.__dict__[name] for name in known & other.__dict__.keys()})
+        return self
 
     def solve(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """Refit the kept weights exactly, by Cholesky factors of H_SS or of (H^-1) on the pruned
-        rows, whichever are smaller.
+        """Refit the kept weights exactly, by Cholesky factors of H_SS, of (H^-1) on the pruned
+        rows, or of a system among the patches, whichever are smaller.
 
         Args:
             mask: (B, P) bool.
@@ -142,6 +169,13 @@ class RefitProblem:
             by_pruned = self.moment.ndim == 2 and 2 * number > self.num_groups
             solved = self.num_groups - number if by_pruned else number
             size = max(1, solved * self.group_size)
+            if self.few is not None and self.few.number < size:
+                for problems in same.split(self.few.at_once(self.target.shape[2])):
+                    target = self.target[problems].transpose(0, 1)
+                    found = self.few.solve(mask[problems], target)
+                    weights[problems] = found.transpose(0, 1)
+                    loss[problems] -= (target * found).sum((0, 2))
+                continue
             for problems in same.split(max(1, CHUNK_ENTRIES // (2 * size * size))):
                 solve = self._remove if by_pruned else self._keep
                 weights[problems], loss[problems] = solve(problems, mask[problems])
@@ -164,12 +198,12 @@ class RefitProblem:
     def _remove(self, problems: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """V - A_:R A_RR^-1 V_R with A = H^-1 and V = A T, for groups R pruned from all."""
         rows = self._rows_of(~mask)
-        dense = times(self.inverse, self.target[problems])
+        dense = self.inverse_times(self.target[problems])
         removed = dense.gather(1, rows.unsqueeze(2).expand(-1, -1, dense.shape[2]))
         factor = cholesky(self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)])
         scaled = torch.cholesky_solve(removed, factor)
         spread = torch.zeros_like(dense).scatter_(1, rows.unsqueeze(2).expand_as(scaled), scaled)
-        weights = dense - times(self.inverse, spread)
+        weights = dense - self.inverse_times(spread)
         weights.scatter_(1, rows.unsqueeze(2).expand_as(scaled), 0.0)
         gain = (self.target[problems] * dense).sum((1, 2)) - (removed * scaled).sum((1, 2))
         return weights, self.constant[problems] - gain

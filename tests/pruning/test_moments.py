@@ -212,12 +212,30 @@ def test_fewer_patches_than_half_the_rows_come_along(order):
         torch.testing.assert_close(each.patches.T @ each.patches / 5, each.second[0])
 
 
+@pytest.mark.parametrize("sizes", [(4, 4), (2, 8), (8, 2), (8, 8)])
+def test_merged_patches_that_are_too_many_become_their_moment(sizes):
+    layer = nn.Linear(10, 3).double()
+    layout = GroupLayout("layer", "column", 3, 10, 1, 3, 1)  # 12 rows
+    parts = [MomentSums(layer, layout) for _ in sizes]
+    seen = [normal(n, 10, seed=n + i) + i for i, n in enumerate(sizes)]
+    for part, images in zip(parts, seen, strict=True):
+        part.update(images, normal(len(images), 3))
+    parts[0].merge(parts[1])
+    moments, images = parts[0].average(), torch.cat(seen)
+    assert moments.patches is None
+    torch.testing.assert_close(moments.second[0, :10, :10], images.T @ images / len(images))
+
+
 def test_more_patches_or_several_bands_leave_the_moments_alone():
     layer = nn.Linear(10, 3).double()
     sums = MomentSums(layer, GroupLayout("layer", "column", 3, 10, 1, 3, 1))
     sums.update(normal(3, 10), normal(3, 3))
-    sums.update(normal(3, 10), normal(3, 3))  # 6 of 12 rows
-    assert sums.average().patches is None
+    assert sums.average().patches is not None
+    sums.update(normal(3, 10, seed=1), normal(3, 3))  # 6 of 12 rows
+    moments = sums.average()
+    assert moments.patches is None
+    images = torch.cat([normal(3, 10), normal(3, 10, seed=1)])
+    torch.testing.assert_close(moments.second[0, :10, :10], images.T @ images / 6)
     wide = MomentSums(layer, GroupLayout("layer", "column", 3, 10, 1, 2, 1), max_bytes=8 * 4 * 4)
     wide.update(normal(1, 10), normal(1, 3))
     assert wide.average().patches is None

@@ -9,6 +9,7 @@ from torch import nn
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
+from crosspruner.solver.few_patches import FewPatches
 from crosspruner.solver.reduce import reduce_problem
 from crosspruner.sparsity import GroupLayout
 
@@ -116,13 +117,41 @@ def test_few_patches_give_the_same_problem(grain):
     layer = nn.Linear(48, 6, bias=False).double()
     layout = GroupLayout("layer", grain, 6, 48, 1, 8, 2)
     moments = moments_of(layer, layout, normal(10, 48), normal(10, 6, seed=1))
-    few = layer_problem(moments, layer.weight).refit
-    whole = layer_problem(replace(moments, patches=None), layer.weight).refit
-    torch.testing.assert_close(few.inverse, whole.inverse, rtol=1e-8, atol=1e-9)
+    near = {"rtol": 1e-8, "atol": 1e-9}
+    problems = [layer_problem(m, layer.weight) for m in (moments, replace(moments, patches=None))]
+    torch.testing.assert_close(problems[0].gram, problems[1].gram, **near)
+    few, whole = (problem.refit for problem in problems)
+    columns = normal(few.num_problems * 48, 2).view(few.num_problems, 48, 2)
+    torch.testing.assert_close(few.inverse_times(columns), whole.inverse_times(columns), **near)
+    torch.testing.assert_close(few.inverse, whole.inverse, **near)
     for rank in (2, 7):
         mine, theirs = reduce_problem(few, rank), reduce_problem(whole, rank)
         torch.testing.assert_close(mine.moment, theirs.moment, rtol=1e-6, atol=1e-8)
         torch.testing.assert_close(mine.target, theirs.target, rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+@pytest.mark.parametrize("at_once", [2**25, 1])
+def test_refitted_losses_among_few_patches_are_those_among_the_rows(grain, at_once, monkeypatch):
+    layer = nn.Linear(48, 6, bias=False).double()
+    layout = GroupLayout("layer", grain, 6, 48, 1, 8, 2)
+    moments = moments_of(layer, layout, normal(10, 48), normal(10, 6, seed=1))
+    few = layer_problem(moments, layer.weight).refit
+    whole = layer_problem(replace(moments, patches=None), layer.weight).refit
+    mask = torch.rand(few.num_problems, 6, generator=torch.Generator().manual_seed(0)) < 0.5
+    mask[0], mask[1] = True, False
+    assert few.few is not None
+    assert few.rows(slice(1)).few is few.few
+    monkeypatch.setattr("crosspruner.solver.few_patches._CHUNK_ENTRIES", at_once)
+    for mine, theirs in zip(few.solve(mask), whole.solve(mask), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-8, atol=1e-9)
+
+
+def test_products_of_patches_that_take_too_much_memory_are_not_made(monkeypatch):
+    monkeypatch.setattr("crosspruner.solver.few_patches._CHUNK_ENTRIES", 6 * 10 * 10 // 2 - 1)
+    assert FewPatches.of(normal(10, 48), 8, 0.1) is None
+    assert FewPatches.of(normal(9, 48), 8, 0.1) is not None
+    assert FewPatches.of(None, 8, 0.1) is None
 
 
 def test_centred_moments_and_the_mean_give_least_squares_with_a_bias():

@@ -1,0 +1,68 @@
+"""Refits among few patches instead of among many rows.
+
+A layer that saw n patches X (n, d), n < d, has the moment X'X / n + r I. By Woodbury's identity
+the weights that keep the rows S are
+
+    w_S = (b_S - X_S' (n r I + X_S X_S')^-1 X_S b_S) / r
+
+with one system of n rows, whichever S is: X_S X_S' is the sum of the products of the kept groups.
+"""
+
+import torch
+from torch import Tensor
+
+# Matrices of one batch, and the products of all groups, hold about as many entries (float64: 256
+# MB) as this.
+_CHUNK_ENTRIES = 2**25
+
+
+class FewPatches:
+    """Refits among n patches.
+
+    Args:
+        patches: (n, d) float64, rows of equally large input groups one after the other.
+        width: rows of an input group.
+        pull: r, what is added to the diagonal of the moment, > 0.
+    """
+
+    def __init__(self, patches: Tensor, width: int, pull: float) -> None:
+        self.patches, self.width, self.pull = patches, width, pull
+        self.number = len(patches)
+        by_group = patches.unflatten(1, (-1, width)).transpose(0, 1)
+        self._products = (by_group @ by_group.mT).flatten(1)  # (p, n * n)
+
+    @classmethod
+    def of(cls, patches: Tensor | None, width: int, pull: float) -> "FewPatches | None":
+        """None where the patches are not known, or their products would take too much memory."""
+        if patches is None:
+            return None
+        entries = patches.shape[1] // width * len(patches) ** 2
+        return None if entries > 2 * _CHUNK_ENTRIES else cls(patches, width, pull)
+
+    def at_once(self, copies: int) -> int:
+        """Supports of so many outputs each that are solved in one batch."""
+        entries = 3 * self.number**2 + 4 * self.patches.shape[1] * copies
+        return max(1, _CHUNK_ENTRIES // entries)
+
+    def flops(self) -> float:
+        """Operations of one support."""
+        return self.number**2 * (self.number / 3 + 2 * len(self._products))
+
+    def solve(self, support: Tensor, target: Tensor) -> Tensor:
+        """The weights of several outputs for each support.
+
+        Args:
+            support: (s, p) bool, the groups kept.
+            target: (d, s, c) float64, b of c outputs each.
+
+        Returns:
+            (d, s, c), zero where not kept.
+        """
+        kept = support.T.to(target.dtype).repeat_interleave(self.width, 0).unsqueeze(2)  # (d, s, 1)
+        target = target * kept
+        seen = (self.patches @ target.flatten(1)).view(self.number, *target.shape[1:])
+        system = (support.to(target.dtype) @ self._products).view(-1, self.number, self.number)
+        system.diagonal(dim1=1, dim2=2).add_(self.number * self.pull)
+        explained = torch.cholesky_solve(seen.transpose(0, 1), torch.linalg.cholesky(system))
+        back = self.patches.T @ explained.transpose(0, 1).flatten(1)
+        return (target - back.view_as(target) * kept) / self.pull
