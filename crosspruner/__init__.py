@@ -41,8 +41,8 @@ if TYPE_CHECKING:
     from crosspruner.pruning.hold import Held as Held
     from crosspruner.pruning.hold import hold as hold
     from crosspruner.pruning.hold_callback import HeldMasks as HeldMasks
-    from crosspruner.pruning.layer_pruner import LayerwiseSettings as LayerwiseSettings
     from crosspruner.pruning.layerwise_callback import LayerwisePruning as LayerwisePruning
+    from crosspruner.pruning.layerwise_settings import LayerwiseSettings as LayerwiseSettings
     from crosspruner.pruning.oneshot import PruneResult as PruneResult
     from crosspruner.pruning.oneshot import prune as prune
     from crosspruner.pruning.schedule import PruningSchedule as PruningSchedule
@@ -57,7 +57,7 @@ _ON_DEMAND = {
     "Held": "crosspruner.pruning.hold",
     "HeldMasks": "crosspruner.pruning.hold_callback",
     "LayerwisePruning": "crosspruner.pruning.layerwise_callback",
-    "LayerwiseSettings": "crosspruner.pruning.layer_pruner",
+    "LayerwiseSettings": "crosspruner.pruning.layerwise_settings",
     "PruneResult": "crosspruner.pruning.oneshot",
     "PruningSchedule": "crosspruner.pruning.schedule",
     "StepSettings": "crosspruner.pruning.step_settings",

@@ -24,8 +24,8 @@ from crosspruner.errors import ConfigError, CrossprunerError
 from crosspruner.pruning.both_callback import BothPruning
 from crosspruner.pruning.callback import CrossbarPruning
 from crosspruner.pruning.held_run import HeldRun, dense_weights
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.penalised_callback import PenalisedPruning
 from crosspruner.pruning.pruning_callback import PruningCallback
 from crosspruner.reporting.tracking import TrackingSettings, tracked

@@ -13,7 +13,7 @@ from crosspruner.errors import ConfigError
 from crosspruner.hardware import Crossbar, MappingSpec, UnitCosts
 from crosspruner.hardware.packing import GRAINS
 from crosspruner.pruning.budget_settings import BudgetSettings
-from crosspruner.pruning.layer_pruner import REORDERS
+from crosspruner.pruning.layer_order import REORDERS
 from crosspruner.pruning.schedule import PruningSchedule
 from crosspruner.pruning.step_settings import StepSettings
 from crosspruner.training.on_device import DeviceSettings

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import crosspruner as cp
 from crosspruner.errors import BudgetError
+from crosspruner.pruning.layer_order import REORDERS
 from crosspruner.training import build_model, load_weights
 from crosspruner.training.data import FolderData
 
@@ -23,6 +24,7 @@ ROWS = (
     *((solver, True, "none", "uniform") for solver in SOLVERS),
     *((solver, True, "importance", "uniform") for solver in SOLVERS[1:]),
     *((solver, True, "tetris", "uniform") for solver in SOLVERS[1:]),
+    ("lgd_rpp", True, "best", "uniform"),
     ("lgd_rpp", True, "none", "global"),
     ("lgd_rpp", True, "importance", "global"),
     ("lgd_rpp", True, "tetris", "global"),
@@ -41,9 +43,10 @@ ROWS = (
 @click.option("--kout", type=int, help="Output FMs per crossbar; default: of the mapping.")
 @click.option("--ratio", default=0.72)
 @click.option("--images", default=512, help="Calibration images.")
+@click.option("--seed", default=0, help="Of the solvers' draws, and of which images calibrate.")
 @click.option("--grain", "grains", multiple=True, default=("crossbar", "column"))
 @click.option("--solver", "solvers", multiple=True, default=SOLVERS)
-@click.option("--reorder", "orders", multiple=True, default=("none", "importance", "tetris"))
+@click.option("--reorder", "orders", multiple=True, default=REORDERS)
 @click.option("--budget", "budgets", multiple=True, default=("uniform", "global"))
 @click.option(
     "--bfloat16", is_flag=True, help="Test in bfloat16; masks and refits stay as they are."
@@ -58,10 +61,11 @@ def main(
     orders: tuple[str, ...],
     budgets: tuple[str, ...],
     images: int,
+    seed: int,
     bfloat16: bool,
     **how: object,
 ) -> None:
-    module = FolderData(data, num_workers=0)
+    module = FolderData(data, num_workers=0, split_seed=seed)
     module.setup()
     net = build_model(network, module.num_classes, module.image_size, width=width).eval()
     load_weights(net, weights)
@@ -83,6 +87,7 @@ def main(
                     refit=refit,
                     reorder=reorder,
                     budget=budget,
+                    seed=seed,
                     **how,  # type: ignore[arg-type]
                 )
             except BudgetError as error:
@@ -92,9 +97,8 @@ def main(
             scored = accuracy(result.model, module.test_dataloader(), bfloat16)
             print(f"{row}| {scored:.2%} | {result.saved:.2%} | {spent:.0f} |", flush=True)
     kind = "bfloat16" if bfloat16 else "float32"
-    print(
-        f"\nseed 0; tested in {kind}; torch {torch.__version__}, Python {platform.python_version()}"
-    )
+    versions = f"torch {torch.__version__}, Python {platform.python_version()}"
+    print(f"\nseed {seed}; tested in {kind}; {versions}")
 
 
 @torch.no_grad()

@@ -11,8 +11,8 @@ from crosspruner.hardware import Crossbar
 from crosspruner.pruning.budget import check_ratio, settle, units_of
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.callback import CrossbarPruning
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import agreed_batches, bare_copy, calibration_batches
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.procedure import prune_network
 from crosspruner.pruning.processes import copy_first
 from crosspruner.pruning.schedule import Phase

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from crosspruner.hardware import Plan
 from crosspruner.pruning.budget import check_ratio, settle, units_of
 from crosspruner.pruning.divergence import HeldOut
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise import prune_layers
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)

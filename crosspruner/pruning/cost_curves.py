@@ -7,13 +7,9 @@ from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
 from crosspruner.pruning.layer_problem import layer_problem
-from crosspruner.pruning.layer_pruner import (
-    LayerwiseSettings,
-    Samples,
-    collect_centred,
-    parameters,
-)
+from crosspruner.pruning.layer_pruner import Samples, collect_centred, parameters
 from crosspruner.pruning.layerwise import Walk, users_of
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import removal_curve
 from crosspruner.pruning.output_weights import norm_weights
 from crosspruner.pruning.walk import Stop

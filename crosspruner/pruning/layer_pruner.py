@@ -7,66 +7,24 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from crosspruner.errors import ConfigError, ModelError
+from crosspruner.errors import ModelError
 from crosspruner.hardware.weight_form import attainable, form_of, read_matrix, write_matrix
+from crosspruner.pruning.layer_order import orders_to_try
 from crosspruner.pruning.layer_problem import layer_problem
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import choose_layer_mask
-from crosspruner.pruning.moment_sums import MAX_BYTES, MomentSums
+from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.moments import Moments
 from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
 from crosspruner.pruning.targets import Targets
 from crosspruner.pruning.walk import Stop
 from crosspruner.sparsity import GroupLayout
-from crosspruner.sparsity.reorder import gather_order, importance_order
 
 log = logging.getLogger(__name__)
-
-REORDERS = ("none", "importance", "tetris")
 
 Samples = Callable[[], Iterable[tuple[Tensor, Targets]]]
 """The layer's inputs in the pruned network and its outputs in the dense one, batch by batch; every
 call gives the same ones."""
-
-
-@dataclass(frozen=True)
-class LayerwiseSettings:
-    """How each layer is pruned.
-
-    Args:
-        solver: a name in `solver.SOLVERS`.
-        reorder: one of REORDERS.
-        refit: whether surviving weights are refitted.
-        damping: of the refit, a share of the mean input energy, > 0.
-        positions: output positions per image that enter the moments, >= 1; None = all.
-        max_bytes: largest second moment kept whole.
-
-    Raises:
-        ConfigError: `damping` or `positions` is out of its range.
-    """
-
-    solver: str = "lgd_rpp"
-    reorder: str = "none"
-    refit: bool = True
-    damping: float = 0.01
-    positions: int | None = 128
-    max_bytes: int = MAX_BYTES
-
-    def __post_init__(self) -> None:
-        if not self.damping > 0:
-            raise ConfigError(
-                f"procedure.damping={self.damping:g}: give a share of the mean input energy above "
-                "0, for example 0.01; procedure.refit=false refits nothing"
-            )
-        if self.positions is not None and self.positions < 1:
-            raise ConfigError(
-                f"procedure.positions={self.positions}: give output positions per image, 1 or "
-                "more, or null for all"
-            )
-
-    @property
-    def foresees_refit(self) -> bool:
-        """Whether masks are chosen for refitted weights."""
-        return self.refit or self.solver == "obs_group"
 
 
 @dataclass
@@ -113,79 +71,102 @@ def prune_layer(
     module, name = stop.modules[0], layout.name
     weight, _ = parameters(module, name)
     raw, moments = collect_centred(stop, layout, samples, settings, generator)
-    if settings.reorder != "none":
-        order = _order(moments, weight, weights, blocks, layout, settings.reorder)
-        result.orders[name] = order
-        layout = replace(layout, input_order=order)
-        cut = raw.runs > 1  # other groups would stand in each run: look once more
-        raw = collect(module, layout, samples, settings, generator) if cut else raw.reordered(order)
-        moments = raw.centred() if takes_up_means(stop, settings) else raw
+    best: _Trial | None = None
+    for order in orders_to_try(settings.reorder, moments, weight, weights, blocks, layout):
+        own_raw, own = raw, moments
+        if order is not None:
+            # Cut moments have other groups in each run then: look once more.
+            ordered = replace(layout, input_order=order)
+            own_raw = (
+                raw.reordered(order)
+                if raw.runs == 1
+                else collect(module, ordered, samples, settings, generator)
+            )
+            own = own_raw.centred() if takes_up_means(stop, settings) else own_raw
+        chosen = mask
+        if chosen is None:
+            chosen = _choose(own, weight, weights, blocks, settings, generator)
+        fixed, new = survivors(module, chosen, own, settings)
+        error = relative_error(own, new, weights)
+        if best is None or error < best.error:
+            best = _Trial(order, chosen, own_raw, own, fixed, new, error)
+    assert best is not None
+    if best.order is not None:
+        result.orders[name] = best.order
+    write_weight(stop, best.raw, best.new, settings)
+    result.masks[name] = best.mask
+    result.errors[name] = best.error
+    log.log(
+        level,
+        "%s: %d of %d blocks kept, output error %.4f (%.4f before the refit), %d samples",
+        *(name, blocks, layout.blocks, best.error),
+        *(relative_error(best.moments, best.fixed, weights), moments.samples),
+    )
 
+
+@dataclass(frozen=True)
+class _Trial:
+    """What became of a layer with its input FMs in one order; names as in `prune_layer`."""
+
+    order: Tensor | None
+    mask: Tensor
+    raw: Moments
+    moments: Moments
+    fixed: Tensor
+    new: Tensor
+    error: float
+
+
+def _choose(
+    moments: Moments,
+    weight: Tensor,
+    weights: Tensor | None,
+    blocks: int,
+    settings: LayerwiseSettings,
+    generator: torch.Generator,
+) -> Tensor:
+    """(U, P) bool the mask of the solver."""
     scale = None if weights is None else weights.sqrt()
     problem = layer_problem(moments, weight, scale, settings.damping, settings.foresees_refit)
     # obs_group has no other form; on layers of several bands greedy elimination stands in for it.
     several_bands = settings.solver == "obs_group" and problem.refit is None
     solver = "greedy" if several_bands else settings.solver
-    if mask is None:
-        mask = choose_layer_mask(problem, blocks, layout, solver, generator)
-    fixed, new = write_survivors(stop, layout, mask, raw, moments, settings)
-    result.masks[name] = mask
-    result.errors[name] = relative_error(moments, new, weights)
-    log.log(
-        level,
-        "%s: %d of %d blocks kept, output error %.4f (%.4f before the refit), %d samples",
-        *(name, blocks, layout.blocks, result.errors[name]),
-        *(relative_error(moments, fixed, weights), moments.samples),
-    )
+    return choose_layer_mask(problem, blocks, moments.layout, solver, generator)
 
 
-def write_survivors(
-    stop: Stop,
-    layout: GroupLayout,
-    mask: Tensor,
-    raw: Moments,
-    moments: Moments,
-    settings: LayerwiseSettings,
+def survivors(
+    module: nn.Module, mask: Tensor, moments: Moments, settings: LayerwiseSettings
 ) -> tuple[Tensor, Tensor]:
-    """Give a layer the weights that a mask leaves, refitted where that is set, in place.
+    """The weights that a mask leaves a layer.
 
     Args:
-        stop: the layer.
-        layout: its groups, in the order that the mask means.
+        module: the layer.
         mask: (U, P) bool.
-        raw: its moments.
-        moments: the same, centred where means are taken up.
+        moments: of the layer, in the layout that the mask means; centred where means are taken up.
         settings: whether and how to refit.
 
     Returns:
-        The surviving weights as they were, and as they are written.
+        The surviving weights as they were, and refitted where that is set.
     """
-    module = stop.modules[0]
-    weight, bias = parameters(module, stop.name)
-    fixed = torch.where(layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
+    weight = read_matrix(module)
+    fixed = torch.where(moments.layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
     new = refit(moments, weight, mask, settings.damping) if settings.refit else fixed
-    new = attainable(module, new)
+    return fixed, attainable(module, new)
+
+
+def write_weight(stop: Stop, raw: Moments, new: Tensor, settings: LayerwiseSettings) -> None:
+    """Give a layer new weights, and the bias that goes with them, in place.
+
+    Args:
+        stop: the layer.
+        raw: its moments, not centred.
+        new: (Cout, fan_in, ...).
+        settings: whether the bias may move.
+    """
+    bias = stop.modules[0]._parameters.get("bias")
     if bias is not None and _moves_bias(stop, settings):
         bias.copy_(dense_bias(bias, raw, new))
-    write_matrix(module, new)
-    return fixed, new
-
-
-def _order(
-    moments: Moments,
-    weight: Tensor,
-    weights: Tensor | None,
-    blocks: int,
-    layout: GroupLayout,
-    reorder: str,
-) -> Tensor:
-    """(G, fan_in) the order of the input FMs, on the CPU."""
-    if reorder == "importance":
-        return importance_order(moments.importance(weight, weights)).cpu()
-    energy = moments.kernel_energy(weight)
-    if weights is not None:
-        energy = energy * weights.to(energy).unsqueeze(1)
-    return gather_order(energy, blocks, layout)
+    write_matrix(stop.modules[0], new)
 
 
 def collect(

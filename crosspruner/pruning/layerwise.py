@@ -25,7 +25,8 @@ from crosspruner.pruning.batch_norm import (
     reading_norms,
     reestimate,
 )
-from crosspruner.pruning.layer_pruner import LayerwiseSettings, Pruned, Samples, prune_layer
+from crosspruner.pruning.layer_pruner import Pruned, Samples, prune_layer
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.output_weights import norm_weights
 from crosspruner.pruning.targets import SHARED_BY, Targets, dense_targets
 from crosspruner.pruning.walk import Stop, run_through, run_to, stops

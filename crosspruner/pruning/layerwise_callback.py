@@ -15,7 +15,7 @@ from crosspruner.hardware import Crossbar, MappingSpec
 from crosspruner.hardware.attention import layer_module
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.calibration import as_network_takes, read_batches
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.network_solver import check_network_solver
 from crosspruner.pruning.procedure import ProcedureResult, prune_network

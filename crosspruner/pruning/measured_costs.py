@@ -23,14 +23,15 @@ from crosspruner.hardware import Plan
 from crosspruner.pruning.divergence import HeldOut
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_pruner import (
-    LayerwiseSettings,
     Samples,
     collect_centred,
     parameters,
-    write_survivors,
+    survivors,
+    write_weight,
 )
 from crosspruner.pruning.layer_state import LayerState
 from crosspruner.pruning.layerwise import Walk, users_of
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import choose_layer_mask
 from crosspruner.pruning.walk import Stop
 from crosspruner.solver.judge import judge_of
@@ -92,7 +93,8 @@ def measured_costs(
         for removed in levels:
             blocks = layout.blocks - removed
             mask = choose_layer_mask(problem, blocks, layout, "taylor", generator, judge)
-            write_survivors(stop, layout, mask, raw, moments, settings)
+            _, new = survivors(stop.modules[0], mask, moments, settings)
+            write_weight(stop, raw, new, settings)
             if stop.norm is not None:
                 walk.reestimate(walk.norms[stop.norm])
             costs.append(images.divergence(trial))

@@ -18,7 +18,7 @@ from crosspruner.errors import ConfigError
 from crosspruner.hardware.plan import Plan
 from crosspruner.pruning.falcon import falcon_masks
 from crosspruner.pruning.graph_rl import graph_rl_masks
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.performance_aware import performance_aware_masks
 from crosspruner.sparsity import GroupLayout
 

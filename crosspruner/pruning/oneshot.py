@@ -13,7 +13,8 @@ from crosspruner.hardware import Crossbar, MappingSpec, Plan, plan_model
 from crosspruner.pruning.budget import prunable_layers
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.calibration import read_batches
-from crosspruner.pruning.layer_pruner import REORDERS, LayerwiseSettings
+from crosspruner.pruning.layer_order import REORDERS
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.network_solver import WHOLE_NETWORK
 from crosspruner.pruning.procedure import prune_network
 from crosspruner.pruning.saving import save_pruned
@@ -98,7 +99,8 @@ def prune(
             budget "global", one of `pruning.network_solver.WHOLE_NETWORK`.
         reorder: "importance" sorts each layer's input FMs by their energy at its outputs, so that
             FMs of equal importance share crossbars; "tetris" gathers those that the same outputs
-            read; "none" takes them as they are.
+            read; "best" tries all of these in each layer and takes the one with which its outputs
+            err least; "none" takes them as they come.
         budget: how the ratio is divided among the layers: "uniform" (one share for all), "global"
             (where it costs least), "sensitivity" (in each layer as far as the accuracy allows, the
             ratio at most), or `BudgetSettings`.

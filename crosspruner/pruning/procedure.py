@@ -14,8 +14,8 @@ from crosspruner.pruning.budget_search import search_between
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.channel_pruning import check_channel_settings, remove_channels
 from crosspruner.pruning.cost_curves import cost_curves
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise import Walk, prune_layers, users_of
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.measured_costs import measured_costs
 from crosspruner.pruning.network_solver import (
     CHANNEL_SOLVER,

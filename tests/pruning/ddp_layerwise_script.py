@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from crosspruner.pruning.both_callback import BothPruning
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
 from crosspruner.pruning.schedule import PruningSchedule
 from crosspruner.pruning.step_settings import StepSettings

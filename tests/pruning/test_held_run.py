@@ -6,8 +6,8 @@ from safetensors.torch import load_file, save_file
 
 from crosspruner.errors import ConfigError, ModelError, RunFolderError
 from crosspruner.pruning.held_run import HeldRun, dense_weights
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.saving import save_pruned
 from crosspruner.pruning.schedule import PruningSchedule
 

@@ -15,8 +15,8 @@ from crosspruner.pruning.batch_norm import reestimate_all
 from crosspruner.pruning.budget import global_budget, prunable_layers, uniform_budget
 from crosspruner.pruning.budget_search import STEPS, between, search_between
 from crosspruner.pruning.divergence import HELD_OUT, HeldOut
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise import prune_layers, users_of
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.measured_costs import measured_costs, through
 from crosspruner.pruning.output_weights import output_weights
 

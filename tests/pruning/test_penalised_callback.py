@@ -3,7 +3,7 @@
 import pytest
 
 from crosspruner.errors import ConfigError
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.penalised_callback import PenalisedPruning
 from crosspruner.pruning.schedule import PruningSchedule
 

@@ -79,7 +79,7 @@ def test_a_network_is_pruned_on_its_own_device(solver, refit):
 
 
 @pytest.mark.parametrize("grain", ["crossbar", "column"])
-@pytest.mark.parametrize("reorder", ["none", "importance", "tetris"])
+@pytest.mark.parametrize("reorder", ["none", "importance", "tetris", "best"])
 def test_the_budget_is_exact_and_the_plan_computes_the_network(grain, reorder):
     net = make_net()
     result = small(net, grain=grain, reorder=reorder, solver="lgd_rpp")
@@ -96,13 +96,29 @@ def test_the_budget_is_exact_and_the_plan_computes_the_network(grain, reorder):
         weight = result.model.get_submodule(name).weight
         assert not weight[~layout.expand(mask)].any()
         assert bool(weight[layout.expand(mask)].any())
-        assert (layer.input_order is not None) == (reorder != "none")
+        if reorder != "best":
+            assert (layer.input_order is not None) == (reorder != "none")
     assert result.saved == 1 - result.plan.compute_crossbars / dense.compute_crossbars
     assert result.saved == pytest.approx(0.5, abs=1 / dense.compute_crossbars)
     images = torch.cat(make_images()).double()
     with torch.no_grad():
         expected = result.model.eval()(images)
     torch.testing.assert_close(cp.simulate(result.plan, result.model, images), expected)
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+@pytest.mark.parametrize("refit", [False, True])
+def test_the_best_order_errs_least_in_the_first_layer(grain, refit):
+    # Layers behind it read what those before have become, so only the first one can be compared.
+    single = ("none", "importance", "tetris")
+    results = {r: small(grain=grain, refit=refit, reorder=r) for r in (*single, "best")}
+    errors = {r: result.errors["2"] for r, result in results.items()}
+    least = min(single, key=errors.__getitem__)
+    assert len(set(errors.values())) > 1
+    assert errors["best"] == errors[least]
+    assert torch.equal(results["best"].masks["2"], results[least].masks["2"])
+    orders = [results[r].plan.layer("2").input_order for r in ("best", least)]
+    assert orders[0] is orders[1] is None or torch.equal(*orders)
 
 
 @pytest.mark.parametrize(

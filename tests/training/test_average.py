@@ -10,8 +10,8 @@ from torch.optim import SGD
 
 from crosspruner.errors import CheckpointError, ConfigError
 from crosspruner.pruning.callback import CrossbarPruning
-from crosspruner.pruning.layer_pruner import LayerwiseSettings
 from crosspruner.pruning.layerwise_callback import LayerwisePruning
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.pruning.snapshot import Snapshot
