@@ -114,6 +114,23 @@ def window_of(module: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tupl
     return tuple(pair(values[-2:]) for values in three)  # type: ignore[return-value]
 
 
+def pixels_read(module: nn.Module, positions: Tensor, out_width: int, in_width: int) -> Tensor:
+    """Which pixels of its padded, flattened input maps a layer reads at some output positions.
+
+    Args:
+        module: one of LAYERS.
+        positions: (n,) int64, places in the flattened output maps.
+        out_width, in_width: of the output maps and of the padded input maps, in pixels.
+
+    Returns:
+        (kernel places, n) int64.
+    """
+    (high, wide), (sh, sw), (dh, dw) = window_of(module)
+    down = positions // out_width * sh + torch.arange(high).view(-1, 1, 1) * dh
+    across = positions % out_width * sw + torch.arange(wide).view(-1, 1) * dw
+    return (down * in_width + across).flatten(0, 1)
+
+
 def output_maps(module: nn.Module, values: Tensor) -> Tensor:
     """A layer's output as (N, Cout, H, W); a sequence of tokens is a map of one column.
 

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
 from crosspruner.pruning.layer_problem import layer_problem
-from crosspruner.pruning.layer_pruner import Samples, collect_centred, parameters
+from crosspruner.pruning.layer_pruner import Samples, collect_centred
+from crosspruner.pruning.layer_weights import parameters
 from crosspruner.pruning.layerwise import Walk, users_of
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import removal_curve

@@ -4,9 +4,11 @@ name        order
 none        as they come
 importance  by their energy at the outputs (Liang et al., IEEE Access 2018)
 tetris      those gathered that the same outputs read (TETRIS, Ji et al., NeurIPS 2018)
-best        of these three the one with which the pruned layer errs least (ours)
+best        of these three the one with which the pruned layer errs least (ours); as they come where
+            the moments are cut, since each order cuts them elsewhere and errors are not comparable
 """
 
+import torch
 from torch import Tensor
 
 from crosspruner.pruning.moments import Moments
@@ -26,7 +28,7 @@ def orders_to_try(
     blocks: int,
     layout: GroupLayout,
 ) -> list[Tensor | None]:
-    """The orders among which a layer may choose.
+    """The orders among which a layer may choose, each once.
 
     Args:
         reorder: one of REORDERS.
@@ -39,8 +41,16 @@ def orders_to_try(
     Returns:
         (G, fan_in) permutations, place -> FM, on the CPU; None for FMs as they come.
     """
-    names = _ONE if reorder == "best" else (reorder,)
-    return [_order(name, moments, weight, weights, blocks, layout) for name in names]
+    names: tuple[str, ...] = (reorder,)
+    if reorder == "best":
+        names = _ONE if moments.runs == 1 else ("none",)
+    orders: list[Tensor | None] = []
+    for name in names:
+        order = _order(name, moments, weight, weights, blocks, layout)
+        # Those of wide layers are alike.
+        if order is None or not any(o is not None and torch.equal(order, o) for o in orders):
+            orders.append(order)
+    return orders
 
 
 def _order(

@@ -7,15 +7,20 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from crosspruner.errors import ModelError
-from crosspruner.hardware.weight_form import attainable, form_of, read_matrix, write_matrix
 from crosspruner.pruning.layer_order import orders_to_try
 from crosspruner.pruning.layer_problem import layer_problem
+from crosspruner.pruning.layer_weights import (
+    moved_bias,
+    parameters,
+    survivors,
+    takes_up_means,
+    write_weight,
+)
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import choose_layer_mask
 from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.moments import Moments
-from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
+from crosspruner.pruning.reconstruct import reconstruction_error
 from crosspruner.pruning.targets import Targets
 from crosspruner.pruning.walk import Stop
 from crosspruner.sparsity import GroupLayout
@@ -68,53 +73,85 @@ def prune_layer(
         mask: (U, P) bool where it is chosen already; None = the solver chooses.
         level: of the line that the log gets.
     """
-    module, name = stop.modules[0], layout.name
-    weight, _ = parameters(module, name)
+    weight, _ = parameters(stop.modules[0], layout.name)
     raw, moments = collect_centred(stop, layout, samples, settings, generator)
+    count = moments.samples
     best: _Trial | None = None
-    for order in orders_to_try(settings.reorder, moments, weight, weights, blocks, layout):
+    orders = orders_to_try(settings.reorder, moments, weight, weights, blocks, layout)
+    for number, order in enumerate(orders, 1):
         own_raw, own = raw, moments
         if order is not None:
-            # Cut moments have other groups in each run then: look once more.
-            ordered = replace(layout, input_order=order)
-            own_raw = (
-                raw.reordered(order)
-                if raw.runs == 1
-                else collect(module, ordered, samples, settings, generator)
-            )
-            own = own_raw.centred() if takes_up_means(stop, settings) else own_raw
+            own_raw, own = _in_order(order, stop, layout, samples, settings, generator, raw)
+        if number == len(orders):
+            del raw, moments  # of a wide layer they are gigabytes
         chosen = mask
         if chosen is None:
             chosen = _choose(own, weight, weights, blocks, settings, generator)
-        fixed, new = survivors(module, chosen, own, settings)
-        error = relative_error(own, new, weights)
-        if best is None or error < best.error:
-            best = _Trial(order, chosen, own_raw, own, fixed, new, error)
+        trial = _Trial.of(order, chosen, stop, own_raw, own, weights, settings)
+        # By a margin: the processes of a distributed run must not differ in a tie.
+        if best is None or trial.error < best.error * (1 - 1e-9):
+            best = trial
     assert best is not None
+    best.write(stop)
     if best.order is not None:
-        result.orders[name] = best.order
-    write_weight(stop, best.raw, best.new, settings)
-    result.masks[name] = best.mask
-    result.errors[name] = best.error
+        result.orders[layout.name] = best.order
+    result.masks[layout.name], result.errors[layout.name] = best.mask, best.error
     log.log(
         level,
         "%s: %d of %d blocks kept, output error %.4f (%.4f before the refit), %d samples",
-        *(name, blocks, layout.blocks, best.error),
-        *(relative_error(best.moments, best.fixed, weights), moments.samples),
+        *(layout.name, blocks, layout.blocks, best.error, best.fixed_error, count),
     )
+
+
+def _in_order(
+    order: Tensor,
+    stop: Stop,
+    layout: GroupLayout,
+    samples: Samples,
+    settings: LayerwiseSettings,
+    generator: torch.Generator,
+    raw: Moments,
+) -> tuple[Moments, Moments]:
+    """A layer's moments with its input FMs in another order, and the same centred."""
+    if raw.runs == 1:
+        own = raw.reordered(order)
+        return own, own.centred() if takes_up_means(stop, settings) else own
+    # Cut moments have other groups in each run then: look once more.
+    ordered = replace(layout, input_order=order)
+    return collect_centred(stop, ordered, samples, settings, generator)
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What became of a layer with its input FMs in one order; names as in `prune_layer`."""
+    """What would become of a layer with its input FMs in one order; names as in `prune_layer`."""
 
     order: Tensor | None
     mask: Tensor
-    raw: Moments
-    moments: Moments
-    fixed: Tensor
-    new: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    """None: it stays."""
     error: float
+    fixed_error: float
+    """With the surviving weights as they were."""
+
+    @classmethod
+    def of(
+        cls,
+        order: Tensor | None,
+        mask: Tensor,
+        stop: Stop,
+        raw: Moments,
+        moments: Moments,
+        weights: Tensor | None,
+        settings: LayerwiseSettings,
+    ) -> "_Trial":
+        fixed, new = survivors(stop.modules[0], mask, moments, settings)
+        errors = [relative_error(moments, weight, weights) for weight in (new, fixed)]
+        return cls(order, mask, new, moved_bias(stop, raw, new, settings), *errors)
+
+    def write(self, stop: Stop) -> None:
+        """Give the layer these weights, in place."""
+        write_weight(stop, self.weight, self.bias)
 
 
 def _choose(
@@ -132,41 +169,6 @@ def _choose(
     several_bands = settings.solver == "obs_group" and problem.refit is None
     solver = "greedy" if several_bands else settings.solver
     return choose_layer_mask(problem, blocks, moments.layout, solver, generator)
-
-
-def survivors(
-    module: nn.Module, mask: Tensor, moments: Moments, settings: LayerwiseSettings
-) -> tuple[Tensor, Tensor]:
-    """The weights that a mask leaves a layer.
-
-    Args:
-        module: the layer.
-        mask: (U, P) bool.
-        moments: of the layer, in the layout that the mask means; centred where means are taken up.
-        settings: whether and how to refit.
-
-    Returns:
-        The surviving weights as they were, and refitted where that is set.
-    """
-    weight = read_matrix(module)
-    fixed = torch.where(moments.layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
-    new = refit(moments, weight, mask, settings.damping) if settings.refit else fixed
-    return fixed, attainable(module, new)
-
-
-def write_weight(stop: Stop, raw: Moments, new: Tensor, settings: LayerwiseSettings) -> None:
-    """Give a layer new weights, and the bias that goes with them, in place.
-
-    Args:
-        stop: the layer.
-        raw: its moments, not centred.
-        new: (Cout, fan_in, ...).
-        settings: whether the bias may move.
-    """
-    bias = stop.modules[0]._parameters.get("bias")
-    if bias is not None and _moves_bias(stop, settings):
-        bias.copy_(dense_bias(bias, raw, new))
-    write_matrix(stop.modules[0], new)
 
 
 def collect(
@@ -193,38 +195,6 @@ def collect_centred(
     """The moments of a layer, and the same centred where a batch norm or a bias takes up means."""
     raw = collect(stop.modules[0], layout, samples, settings, generator)
     return raw, raw.centred() if takes_up_means(stop, settings) else raw
-
-
-def takes_up_means(stop: Stop, settings: LayerwiseSettings) -> bool:
-    """Whether a batch norm or a bias takes up any shift, so that only variation counts."""
-    return stop.norm is not None or _moves_bias(stop, settings)
-
-
-def _moves_bias(stop: Stop, settings: LayerwiseSettings) -> bool:
-    """Whether the refit moves the layer's bias, which a weight that is used once can have."""
-    return settings.refit and stop.modules[0].bias is not None and len(stop.modules) == 1
-
-
-def dense_bias(bias: Tensor, raw: Moments, weight: Tensor) -> Tensor:
-    """The bias that gives a layer with new weights the mean output of the dense one."""
-    return bias + (raw.mean_out.flatten() - mean_output(raw, weight)).to(bias)
-
-
-def parameters(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    """Weight matrix (Cout, Cin / G, kh, kw) that a layer computes with, and its bias.
-
-    Raises:
-        ModelError: the weight is computed in a way that is not known, or not finite.
-    """
-    if form_of(module) == "computed":
-        raise ModelError(
-            f"layer {name} computes its weight anew in each pass ({type(module).__name__}): remove "
-            "the parametrization first, or exclude the layer"
-        )
-    weight = read_matrix(module)
-    if not bool(weight.isfinite().all()):
-        raise ModelError(f"layer {name} has NaN or Inf in its weight: give a network that works")
-    return weight, module._parameters.get("bias")
 
 
 def relative_error(moments: Moments, weight: Tensor, weights: Tensor | None = None) -> float:

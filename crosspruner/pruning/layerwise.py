@@ -11,6 +11,7 @@ where a layer runs several times per image, every layer gets passes of its own.
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from functools import cached_property, partial
 
 import torch
@@ -35,7 +36,7 @@ from crosspruner.sparsity import GroupLayout
 PASS_BYTES = 2**31
 """Most that the dense outputs, or the largest activation of all images, may take in one pass."""
 
-# An activation is there as input and output of a layer, padded, and unfolded in part.
+# An activation is there as input and output of a layer, padded, and as patches in part.
 _COPIES = 4
 
 
@@ -180,9 +181,11 @@ class Walk:
         images = torch.cat(list(self.batches))
         layers = [self.theirs[stop.name] for stop in self.places if not stop.is_norm]
         settings = self.settings
-        with reading_norms(self.dense) as references:
+        needed = any(stop.is_norm for stop in self.places)
+        with reading_norms(self.dense) if needed else nullcontext() as references:
             targets = dense_targets(self.dense, images, layers, settings.positions, self.generator)
-        self.references = references()
+        if references is not None:
+            self.references = references()
 
         def before(stop: Stop, module: nn.Module, inputs: Tensor) -> None:
             if stop.is_norm:

@@ -22,14 +22,9 @@ from torch import Tensor, nn
 from crosspruner.hardware import Plan
 from crosspruner.pruning.divergence import HeldOut
 from crosspruner.pruning.layer_problem import layer_problem
-from crosspruner.pruning.layer_pruner import (
-    Samples,
-    collect_centred,
-    parameters,
-    survivors,
-    write_weight,
-)
+from crosspruner.pruning.layer_pruner import Samples, collect_centred
 from crosspruner.pruning.layer_state import LayerState
+from crosspruner.pruning.layer_weights import moved_bias, parameters, survivors, write_weight
 from crosspruner.pruning.layerwise import Walk, users_of
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import choose_layer_mask
@@ -94,7 +89,7 @@ def measured_costs(
             blocks = layout.blocks - removed
             mask = choose_layer_mask(problem, blocks, layout, "taylor", generator, judge)
             _, new = survivors(stop.modules[0], mask, moments, settings)
-            write_weight(stop, raw, new, settings)
+            write_weight(stop, new, moved_bias(stop, raw, new, settings))
             if stop.norm is not None:
                 walk.reestimate(walk.norms[stop.norm])
             costs.append(images.divergence(trial))

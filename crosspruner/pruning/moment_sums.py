@@ -10,17 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.errors import DataError
-from crosspruner.hardware.layer_modules import matrix_shape, padded_maps, window_of
+from crosspruner.hardware.layer_modules import matrix_shape, padded_maps, pixels_read
 from crosspruner.pruning.moments import Moments, place_fms
+from crosspruner.pruning.symmetric import add_lower, mirror
 from crosspruner.pruning.targets import Targets
 from crosspruner.sparsity import GroupLayout
 
 MAX_BYTES = 2**30
 """Largest second moment kept whole: 11,585 inputs in float64."""
-
-# Rows of a second moment that are multiplied at once: few enough to leave out nearly half of the
-# products, enough for fast ones.
-_TILE = 512
 
 # Numbers of patches that are made at once (float32: 128 MB).
 _CHUNK_ENTRIES = 2**25
@@ -55,18 +52,19 @@ class MomentSums:
         per_run = max(1, int((max_bytes / 8 / layout.conv_groups) ** 0.5) // width)
         self.runs = -(-layout.input_groups // per_run)
         self.placed_groups = self.runs * -(-layout.input_groups // self.runs)
-        bands, rows = layout.conv_groups * self.runs, self.placed_groups // self.runs * width
+        self.bands = bands = layout.conv_groups * self.runs
+        self.rows = rows = self.placed_groups // self.runs * width
         outputs = layout.outputs_per_conv_group
         self.point: tuple[Tensor, Tensor] | None = None
         """Mean of each input FM (1, Cin, 1, 1) and output FM (1, Cout, 1) over the first images:
         the sums are about it."""
         self.patches: list[Tensor] | None = []
-        """(n, d) parts of the patches seen, about the point, which are not in "second" yet; None =
-        they are too many."""
+        """(n, d) parts of the patches seen, about the point; None = they are too many."""
+        self.second: Tensor | None = None
+        """(B, d, d) the sum of their products, from when they are; the tiles above the diagonal are
+        out of date between `mirror`s."""
         new = torch.zeros(0, dtype=torch.float64, device=next(module.parameters()).device).new_zeros
-        # Of "second" the tiles above the diagonal are out of date between `_mirror`s.
         self.sums: dict[str, Tensor] = {
-            "second": new(bands, rows, rows),
             "cross": new(bands, rows, outputs),
             "energy": new(layout.conv_groups, outputs),
             "mean_in": new(bands, rows),
@@ -97,17 +95,18 @@ class MomentSums:
     def _add(self, x: Tensor, y: Tensor, read: Tensor) -> None:
         layout = self.layout
         dtype = torch.promote_types(x.dtype, torch.float32)
-        x, y = x.to(dtype), y.to(dtype)
+        y = y.to(dtype)
         if self.point is None:
-            self.point = x.mean((0, 2, 3), keepdim=True), y.mean((0, 2), keepdim=True)
-        x, y = x - self.point[0], y - self.point[1]
-        x = x.reshape(len(x), layout.conv_groups, layout.fan_in, *x.shape[2:])
-        x = place_fms(x.transpose(0, 1), layout, 2, self.placed_groups)
-        x = x.transpose(0, 1).flatten(1, 2)
-        # The pixels under each position and kernel place: (FMs, kernel, images, positions).
+            about = x.mean((0, 2, 3), keepdim=True, dtype=dtype)
+            self.point = about, y.mean((0, 2), keepdim=True)
+        # The pixels under each kernel place and position: (images, Cin, kernel, positions).
         x = x.flatten(2).gather(2, read.flatten().expand(*x.shape[:2], -1))
-        x = x.unflatten(2, read.shape).permute(1, 2, 0, 3)
-        x = x.reshape(len(self.sums["second"]), -1, x.shape[2] * x.shape[3])  # (B, d, n)
+        x = x.unflatten(2, read.shape).to(dtype) - self.point[0]
+        y = y - self.point[1]
+        x = x.transpose(0, 1).unflatten(0, (layout.conv_groups, layout.fan_in))
+        x = place_fms(x, layout, 1, self.placed_groups)
+        # (G, FMs, images, kernel, positions) -> (B, d, n)
+        x = x.transpose(2, 3).reshape(self.bands, self.rows, -1)
         y = y.unflatten(1, (layout.conv_groups, -1)).permute(1, 2, 0, 3).flatten(2)
         per_band = y.repeat_interleave(self.runs, 0)
         self.sums["cross"] += x @ per_band.mT
@@ -116,7 +115,7 @@ class MomentSums:
         self.sums["mean_out"] += y.sum(2, dtype=torch.float64)
         self.sums["samples"] += x.shape[2]
         if not self._keep([x[0].mT]):
-            _add_lower(self.sums["second"], x)
+            add_lower(self._second(), x)
 
     def _keep(self, patches: list[Tensor] | None) -> bool:
         """Keep patches (n, d) about the point as long as they are few; whether they were kept.
@@ -128,14 +127,19 @@ class MomentSums:
         """
         if self.patches is None:
             return False
-        bands, rows, _ = self.sums["second"].shape
-        if patches is not None and bands == 1 and 2 * int(self.sums["samples"]) < rows:
+        if patches is not None and self.bands == 1 and 2 * int(self.sums["samples"]) < self.rows:
             self.patches += patches
             return True
         known, self.patches = self.patches, None
         if known:
-            _add_lower(self.sums["second"], torch.cat(known).mT.unsqueeze(0))
+            add_lower(self._second(), _as_columns(known))
         return False
+
+    def _second(self) -> Tensor:
+        """The sum of products, in place, made where it is not there yet."""
+        if self.second is None:
+            self.second = self.sums["cross"].new_zeros(self.bands, self.rows, self.rows)
+        return self.second
 
     def merge(self, other: "MomentSums") -> None:
         """Add the sums of another process or another part of the data."""
@@ -143,12 +147,11 @@ class MomentSums:
             return
         if self.point is None:
             self.point = other.point
-        added = other._about(self.point)
-        second = added.pop("second")
-        for name, value in added.items():
+        for name, value in other._about(self.point).items():
             self.sums[name] += value
         if not self._keep(other._patches_about(self.point)):
-            self.sums["second"] += second
+            second = self._second()
+            second += other._second_about(self.point)
 
     def average(self) -> Moments:
         """The moments of what was seen.
@@ -159,14 +162,14 @@ class MomentSums:
         samples = int(self.sums["samples"])
         if not samples:
             raise DataError(f"layer {self.layout.name} was not run by any calibration batch")
-        if not all(bool(value.isfinite().all()) for value in self.sums.values()):
+        assert self.point is not None
+        origin = torch.zeros_like(self.point[0]), torch.zeros_like(self.point[1])
+        raw = self._about(origin) | {"second": self._second_about(origin)}
+        if not all(bool(value.isfinite().all()) for value in raw.values()):
             raise DataError(
                 f"layer {self.layout.name} meets NaN or Inf on the calibration images: check the "
                 "weights and the scale of the images"
             )
-        assert self.point is not None
-        origin = torch.zeros_like(self.point[0]), torch.zeros_like(self.point[1])
-        raw = self._about(origin)
         means = {k: v.div_(samples) for k, v in raw.items() if k != "samples"}
         patches = self._patches_about(origin)
         return Moments(
@@ -186,20 +189,14 @@ class MomentSums:
 
     def _about(self, point: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
         """The sums about another point, in float64; all but the count are new tensors."""
-        assert self.point is not None
         own, n = self.sums, self.sums["samples"]
-        second = self._second()
-        pairs = zip(self.point, point, strict=True)
-        x, y = (mine.double() - other.double() for mine, other in pairs)
-        x = self._rows_of(x)  # (B, d)
-        y = y.view(self.layout.conv_groups, -1)
+        x, y = self._shift(point)
         bands = y.repeat_interleave(self.runs, 0)
         sum_out = own["mean_out"].repeat_interleave(self.runs, 0)
         sum_in = own["mean_in"] + n * x
         # sum of (u + x)(v + y)' = sum of u v' + x (sum of v)' + (sum of u + n x) y'
         left = torch.stack([x, sum_in], 2)
         return {
-            "second": second.baddbmm(left, torch.stack([own["mean_in"], x], 1)),
             "cross": own["cross"].baddbmm(left, torch.stack([sum_out, bands], 1)),
             "energy": own["energy"] + y * (2 * own["mean_out"] + n * y),
             "mean_in": sum_in,
@@ -207,49 +204,37 @@ class MomentSums:
             "samples": n,
         }
 
-    def _second(self) -> Tensor:
-        """(B, d, d) the sum of all products about the point."""
-        total = self.sums["second"]
+    def _second_about(self, point: tuple[Tensor, Tensor]) -> Tensor:
+        """(B, d, d) the products about another point, a new tensor."""
+        x, _ = self._shift(point)
+        sum_in = self.sums["mean_in"]
+        left = torch.stack([x, sum_in + self.sums["samples"] * x], 2)
+        right = torch.stack([sum_in, x], 1)
+        if self.patches is None:
+            second = self._second()
+            mirror(second)
+            return second.baddbmm(left, right)
+        total = sum_in.new_zeros(self.bands, self.rows, self.rows)
         if self.patches:
-            total = total.clone()
-            _add_lower(total, torch.cat(self.patches).mT.unsqueeze(0))
-        _mirror(total)
-        return total
+            add_lower(total, _as_columns(self.patches))
+        mirror(total)
+        return total.baddbmm_(left, right)
+
+    def _shift(self, point: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        """From the other point to this one: of the rows (B, d), of the outputs (G, Cout / G)."""
+        assert self.point is not None
+        pairs = zip(self.point, point, strict=True)
+        x, y = (mine.double() - other.double() for mine, other in pairs)
+        return self._rows_of(x), y.view(self.layout.conv_groups, -1)
 
     def _rows_of(self, fms: Tensor) -> Tensor:
         """One value per input FM, (1, Cin, 1, 1), for each of the rows (B, d)."""
         fms = fms.view(self.layout.conv_groups, -1, 1)
         placed = place_fms(fms, self.layout, 1, self.placed_groups)
         rows = placed.expand(-1, -1, self.width // self.layout.kin)
-        return rows.reshape(len(self.sums["second"]), -1)
+        return rows.reshape(self.bands, -1)
 
 
-def pixels_read(module: nn.Module, positions: Tensor, out_width: int, in_width: int) -> Tensor:
-    """Which pixels of its padded, flattened input maps a layer reads at some output positions.
-
-    Args:
-        module: a layer, one of `layer_modules.LAYERS`.
-        positions: (n,) int64, places in the flattened output maps.
-        out_width, in_width: of the output maps and of the padded input maps, in pixels.
-
-    Returns:
-        (kernel places, n) int64.
-    """
-    (high, wide), (sh, sw), (dh, dw) = window_of(module)
-    down = positions // out_width * sh + torch.arange(high).view(-1, 1, 1) * dh
-    across = positions % out_width * sw + torch.arange(wide).view(-1, 1) * dw
-    return (down * in_width + across).flatten(0, 1)
-
-
-def _add_lower(total: Tensor, x: Tensor) -> None:
-    """Add x x' of (B, d, n) to (B, d, d), but for tiles above the diagonal, see `_mirror`."""
-    for first in range(0, x.shape[1], _TILE):
-        end = first + _TILE
-        total[:, first:end, :end] += x[:, first:end] @ x[:, :end].mT
-
-
-def _mirror(total: Tensor) -> None:
-    """Make the tiles above the diagonal those below it, in place."""
-    for first in range(0, total.shape[1], _TILE):
-        end = first + _TILE
-        total[:, :first, first:end] = total[:, first:end, :first].mT
+def _as_columns(patches: list[Tensor]) -> Tensor:
+    """Patches (n, d) as `add_lower` takes them, (1, d, n)."""
+    return torch.cat(patches).mT.unsqueeze(0)

@@ -95,6 +95,7 @@ def prune_by_sensitivity(
                 reason = "accuracy"
                 break
             result.masks.update(trial.masks)
+            result.orders.pop(name, None)  # of a level before
             result.orders.update(trial.orders)
             result.errors.update(trial.errors)
             kept, known, last = blocks, scored, LayerState.of(network, stop)

@@ -7,7 +7,8 @@ from math import comb, inf
 import torch
 from torch import Tensor
 
-from crosspruner.solver.refit import RefitProblem, cholesky
+from crosspruner.solver.factor import cholesky
+from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.swap import gram_loss
 
 MAX_WORK = 5e6

@@ -11,8 +11,10 @@ with one system of n rows, whichever S is: X_S X_S' is the sum of the products o
 import torch
 from torch import Tensor
 
-# Matrices of one batch, and the products of all groups, hold about as many entries (float64: 256
-# MB) as this.
+from crosspruner.solver.factor import cholesky
+
+# Systems of one batch hold at most this many entries (float64: 256 MB), the products of all groups
+# twice as many.
 _CHUNK_ENTRIES = 2**25
 
 
@@ -57,12 +59,15 @@ class FewPatches:
 
         Returns:
             (d, s, c), zero where not kept.
+
+        Raises:
+            SolverError: the system is too close to singular.
         """
         kept = support.T.to(target.dtype).repeat_interleave(self.width, 0).unsqueeze(2)  # (d, s, 1)
         target = target * kept
         seen = (self.patches @ target.flatten(1)).view(self.number, *target.shape[1:])
         system = (support.to(target.dtype) @ self._products).view(-1, self.number, self.number)
         system.diagonal(dim1=1, dim2=2).add_(self.number * self.pull)
-        explained = torch.cholesky_solve(seen.transpose(0, 1), torch.linalg.cholesky(system))
+        explained = torch.cholesky_solve(seen.transpose(0, 1), cholesky(system))
         back = self.patches.T @ explained.transpose(0, 1).flatten(1)
         return (target - back.view_as(target) * kept) / self.pull

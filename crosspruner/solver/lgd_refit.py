@@ -148,9 +148,12 @@ def _search(
 
 def solve_flops(problem: RefitProblem, keep: Tensor) -> float:
     """Operations of refitting that many groups (b,) of each problem in full."""
+    rows = (keep * problem.group_size).double()
+    flops = rows**3 / 3
     if problem.few is not None:
-        return problem.num_problems * problem.few.flops()
-    return float(((keep * problem.group_size).double() ** 3 / 3).sum())
+        few = flops.new_tensor(problem.few.flops())
+        flops = torch.where(rows > problem.few.number, few, flops)
+    return float(flops.sum())
 
 
 def _descend(

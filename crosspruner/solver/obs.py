@@ -40,15 +40,17 @@ def obs_group(
     first number of exchanges, half of what can be exchanged, is our reading,
     and so is the stand-in.
     """
-    if rank is not None and rank < 1:
-        raise SolverError(f"obs_group needs rank >= 1 or None, got rank={rank}")
+    if rank is not None and (rank < 1 or problem.moment.ndim == 3):
+        raise SolverError(
+            f"obs_group needs rank >= 1, and problems that share their moment, or None; got {rank}"
+        )
     keep = check_keep(problem.target.new_empty(problem.num_problems, problem.num_groups), keep)
-    rank = affordable_rank(problem) if rank is None else rank
-    if rank < problem.group_size:
-        problem = reduce_problem(problem, rank)
+    rank = min(problem.group_size, affordable_rank(problem) if rank is None else rank)
     masks = []
-    for part in batch_parts(problem):
-        table = PivotTable(problem.rows(part))
+    for part in batch_parts(problem, rank):
+        rows = problem.rows(part)
+        # Part by part: the stand-ins of all would take gigabytes.
+        table = PivotTable(rows if rank == problem.group_size else reduce_problem(rows, rank))
         table.eliminate(keep[part])
         if search:
             _search(table)

@@ -18,7 +18,8 @@ is that of group OBS (Hassibi and Stork, NeurIPS 1992; OSSCAR, ICML 2024).
 import torch
 from torch import Tensor
 
-from crosspruner.solver.refit import RefitProblem, cholesky
+from crosspruner.solver.factor import cholesky
+from crosspruner.solver.refit import RefitProblem
 
 TABLE_ENTRIES = 2**20
 """The tables of one part of a batch hold at most this many entries (float32: 4 MB), so that they
@@ -28,18 +29,18 @@ GPU_TABLE_ENTRIES = 2**28
 """The same on a GPU (float64: 2 GB), where what counts is that one kernel serves many problems."""
 
 
-def table_entries(problem: RefitProblem) -> int:
-    """Entries of the pivot table of one problem."""
-    rows, columns = problem.target.shape[1:]
-    return rows * (rows + columns)
+def table_entries(problem: RefitProblem, rank: int | None = None) -> int:
+    """Entries of the pivot table of one problem, or of its stand-in of `rank` rows per group."""
+    rows = problem.num_groups * (problem.group_size if rank is None else rank)
+    return rows * (rows + problem.target.shape[2])
 
 
-def batch_parts(problem: RefitProblem) -> list[slice]:
-    """Slices of the batch whose pivot tables are worked on together."""
+def batch_parts(problem: RefitProblem, rank: int | None = None) -> list[slice]:
+    """Slices of the batch whose pivot tables, or those of stand-ins, are worked on together."""
     if problem.moment.ndim == 2:
         _ = problem.inverse  # now, so that the parts need not each make it
     entries = TABLE_ENTRIES if problem.target.device.type == "cpu" else GPU_TABLE_ENTRIES
-    chunk = max(1, entries // max(1, table_entries(problem)))
+    chunk = max(1, entries // max(1, table_entries(problem, rank)))
     return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]
 
 

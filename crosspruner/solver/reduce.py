@@ -14,7 +14,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem, cholesky
+from crosspruner.solver.factor import cholesky
+from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
 
 
 def condense_targets(problem: RefitProblem, most: int) -> RefitProblem:

@@ -10,14 +10,16 @@ their distance to the old ones; a pruned group costs its old weights too, so H i
 and one formula covers dead inputs and fewer samples than inputs.
 """
 
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from crosspruner.errors import SolverError
 from crosspruner.solver.blocks import check_moments, padded_rows, ridge_of, take_outputs
+from crosspruner.solver.factor import cholesky
 from crosspruner.solver.few_patches import FewPatches
 
 # One chunk of a batch holds at most this many entries (float64: 512 MB).
@@ -42,9 +44,10 @@ class RefitProblem:
     """P."""
     patches: Tensor | None = None
     """(N, D) float64 inputs, fewer than rows, where the problems share a moment that is
-    patches' patches / N + ridge I: they make its inverse and its projections cheap."""
+    patches' patches / N + ridge I: products with it, its inverse and refits cost less by them."""
     ridge: float = 0.0
     """> 0 where there are patches."""
+    _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @classmethod
     def from_moments(
@@ -96,13 +99,16 @@ class RefitProblem:
         """Rows of a group, padding included: d."""
         return self.target.shape[1] // self.num_groups
 
-    @cached_property
+    @property
     def inverse(self) -> Tensor:
         """H^-1, of the shape of `moment`.
 
         Raises:
             SolverError: the moment is too close to singular.
         """
+        return self._once("inverse", self._invert)
+
+    def _invert(self) -> Tensor:
         if self.patches is None:
             return torch.cholesky_inverse(cholesky(self.moment))
         half = self._half
@@ -110,18 +116,28 @@ class RefitProblem:
         inverse.neg_().diagonal().add_(1)
         return inverse.div_(self.ridge)
 
-    @cached_property
+    @property
     def _half(self) -> Tensor:
         """(N, D) F^-1 X with F F' = N r I + X X': H^-1 = (I - half' half) / r (Woodbury)."""
-        assert self.patches is not None
-        inner = self.patches @ self.patches.mT
-        inner.diagonal().add_(len(inner) * self.ridge)
-        return torch.linalg.solve_triangular(cholesky(inner), self.patches, upper=False)
 
-    @cached_property
+        def make() -> Tensor:
+            assert self.patches is not None
+            inner = self.patches @ self.patches.mT
+            inner.diagonal().add_(len(inner) * self.ridge)
+            return torch.linalg.solve_triangular(cholesky(inner), self.patches, upper=False)
+
+        return self._once("half", make)
+
+    @property
     def few(self) -> FewPatches | None:
         """The same problem among its patches, where it has some."""
-        return FewPatches.of(self.patches, self.group_size, self.ridge)
+        return self._once("few", lambda: FewPatches.of(self.patches, self.group_size, self.ridge))
+
+    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+        """What is made of the moment alone, once for all problems that share it."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]
 
     def inverse_times(self, columns: Tensor) -> Tensor:
         """H^-1 times columns (B, D, m), among the patches where there are few.
@@ -143,9 +159,8 @@ class RefitProblem:
         return rows.sharing(self) if shared else rows
 
     def sharing(self, other: "RefitProblem") -> "RefitProblem":
-        """This problem, with what has been made of the same moment for another."""
-        known = {"inverse", "_half", "few"}
-        self.__dict__.update({name: other.__dict__[name] for name in known & other.__dict__.keys()})
+        """This problem, which makes once with another what is made of their one moment."""
+        object.__setattr__(self, "_made", other._made)
         return self
 
     def solve(self, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -224,13 +239,3 @@ def times(matrix: Tensor, columns: Tensor) -> Tensor:
         return matrix @ columns
     flat = columns.transpose(0, 1).flatten(1)
     return (matrix @ flat).unflatten(1, (len(columns), -1)).transpose(0, 1)
-
-
-def cholesky(matrix: Tensor) -> Tensor:
-    """Cholesky factors, or a SolverError that says what to do about a singular matrix."""
-    factor, failed = torch.linalg.cholesky_ex(matrix)
-    if failed.any():
-        raise SolverError(
-            "the layer's moments are too close to singular for the refit; raise damping"
-        )
-    return factor

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from crosspruner.errors import DataError
-from crosspruner.pruning import moment_sums
+from crosspruner.pruning import symmetric
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.sparsity import GroupLayout
@@ -17,7 +17,7 @@ from crosspruner.sparsity import GroupLayout
 @pytest.fixture(autouse=True, params=[3, 512], ids=["tiles", "one tile"])
 def tile(request, monkeypatch):
     """Second moments in tiles of three rows, and whole."""
-    monkeypatch.setattr(moment_sums, "_TILE", request.param)
+    monkeypatch.setattr(symmetric, "_TILE", request.param)
 
 
 def normal(*shape, seed=0):
@@ -279,6 +279,14 @@ def test_drawn_positions_are_a_part_of_all():
         moments.mean_in[0, 1] - moments.mean_in[0, 0], torch.tensor(9.0).double()
     )
     torch.testing.assert_close(moments.cross, moments.second @ moments.place(layer.weight))
+
+
+def test_few_patches_whose_products_overflow_are_an_error():
+    layer = nn.Linear(12, 3)
+    sums = MomentSums(layer, GroupLayout("layer", "column", 3, 12, 1, 3, 1))
+    sums.update(normal(4, 12).float() * 1e20, normal(4, 3).float())
+    with pytest.raises(DataError, match="NaN or Inf"):
+        sums.average()
 
 
 @pytest.mark.parametrize("grain", ["crossbar", "column"])

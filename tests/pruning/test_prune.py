@@ -18,7 +18,13 @@ from crosspruner.errors import (
     SolverError,
 )
 from crosspruner.hardware import plan_model
-from crosspruner.pruning.batch_norm import NormSums, norm_references, reestimate, reestimate_all
+from crosspruner.pruning.batch_norm import (
+    NormSums,
+    norm_references,
+    reading_norms,
+    reestimate,
+    reestimate_all,
+)
 from crosspruner.pruning.budget import prunable_layers, uniform_budget
 from crosspruner.pruning.walk import stops
 from crosspruner.sparsity import GroupLayout
@@ -113,12 +119,15 @@ def test_the_best_order_errs_least_in_the_first_layer(grain, refit):
     single = ("none", "importance", "tetris")
     results = {r: small(grain=grain, refit=refit, reorder=r) for r in (*single, "best")}
     errors = {r: result.errors["2"] for r, result in results.items()}
-    least = min(single, key=errors.__getitem__)
     assert len(set(errors.values())) > 1
-    assert errors["best"] == errors[least]
-    assert torch.equal(results["best"].masks["2"], results[least].masks["2"])
-    orders = [results[r].plan.layer("2").input_order for r in ("best", least)]
-    assert orders[0] is orders[1] is None or torch.equal(*orders)
+    assert errors["best"] == pytest.approx(min(errors.values()), rel=1e-8)
+
+    def chosen(reorder):
+        order = results[reorder].plan.layer("2").input_order
+        return results[reorder].masks["2"].tolist(), None if order is None else order.tolist()
+
+    least = [r for r in single if errors[r] == pytest.approx(errors["best"], rel=1e-8)]
+    assert chosen("best") in [chosen(reorder) for reorder in least]
 
 
 @pytest.mark.parametrize(
@@ -236,6 +245,17 @@ def test_a_batch_norm_before_which_nothing_changed_keeps_its_statistics():
     reestimate(net, images, norm, reference[norm.name])
     for key, value in net.state_dict().items():
         torch.testing.assert_close(value, before[key], rtol=1e-12, atol=0)
+
+
+def test_batch_norms_read_in_one_pass_are_those_read_batch_by_batch():
+    net, images = make_net().eval(), [image.double() for image in make_images(5)]
+    with reading_norms(net) as references, torch.no_grad():
+        net(torch.cat(images))
+    expected, got = norm_references(net, images), references()
+    assert list(got) == list(expected) == ["3"]
+    for name in ("mean", "variance", "running_mean", "running_var"):
+        torch.testing.assert_close(getattr(got["3"], name), getattr(expected["3"], name))
+    assert not net[3]._forward_pre_hooks
 
 
 def test_a_shifted_batch_norm_by_hand():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from crosspruner.errors import SolverError
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
@@ -152,6 +153,12 @@ def test_products_of_patches_that_take_too_much_memory_are_not_made(monkeypatch)
     assert FewPatches.of(normal(10, 48), 8, 0.1) is None
     assert FewPatches.of(normal(9, 48), 8, 0.1) is not None
     assert FewPatches.of(None, 8, 0.1) is None
+
+
+def test_patches_that_leave_the_system_singular_are_a_solver_error():
+    few = FewPatches(1e3 * torch.ones(3, 8).double(), 2, 1e-15)
+    with pytest.raises(SolverError, match="singular"):
+        few.solve(torch.ones(1, 4, dtype=torch.bool), torch.ones(8, 1, 1).double())
 
 
 def test_centred_moments_and_the_mean_give_least_squares_with_a_bias():

@@ -109,3 +109,31 @@ def test_it_needs_to_know_the_accuracy():
         cp.prune(make_net(), make_images(), budget="sensitivity", **GIVEN)
     with pytest.raises(ConfigError, match="max_drop=2"):
         BudgetSettings("sensitivity", max_drop=2)
+
+
+@pytest.mark.parametrize("solver", ["magnitude", "lgd_rpp"])
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+def test_a_layer_that_changes_its_mind_about_the_order_is_still_computed(grain, solver):
+    # The order of a level before is dropped where a later one takes input FMs as they come.
+    net = make_net()
+    result = cp.prune(
+        net,
+        make_images(),
+        crossbar="36x16",
+        mapping="folded",
+        kin=2,
+        kout=4,
+        ratio=0.85,
+        grain=grain,
+        solver=solver,
+        reorder="best",
+        budget=BudgetSettings("sensitivity", max_layer_ratio=1.0, step=0.1),
+        evaluate=lambda net: 1.0,
+    )
+    for name, mask in result.masks.items():
+        layout = GroupLayout.of(result.plan.layer(name), grain)
+        assert not result.model.get_submodule(name).weight[~layout.expand(mask)].any()
+    images = torch.cat(make_images()).double()
+    with torch.no_grad():
+        expected = result.model.eval()(images)
+    torch.testing.assert_close(cp.simulate(result.plan, result.model, images), expected)

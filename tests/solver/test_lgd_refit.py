@@ -9,6 +9,7 @@ from crosspruner.errors import SolverError
 from crosspruner.solver import RefitProblem, lgd_rpp_refit, obs_group
 from crosspruner.solver.blocks import join_weights
 from crosspruner.solver.exhaustive import best_of_all_refit
+from crosspruner.solver.lgd_refit import solve_flops
 from crosspruner.solver.obs import affordable_rank
 from crosspruner.solver.reduce import condense_targets, reduce_problem
 
@@ -141,7 +142,7 @@ def test_group_obs_of_a_wide_layer_judges_on_the_stand_in(monkeypatch):
     assert torch.equal(near, obs_group(problem, 5, rank=4))
     assert (near.sum(1) == 5).all()
     assert problem.solve(near)[1].sum() <= 1.05 * problem.solve(exact)[1].sum()
-    with pytest.raises(SolverError, match="rank=0"):
+    with pytest.raises(SolverError, match="got 0"):
         obs_group(problem, 5, rank=0)
 
 
@@ -153,3 +154,27 @@ def test_problems_that_do_not_share_their_moment_are_never_reduced(monkeypatch):
     monkeypatch.setattr("crosspruner.solver.obs.FLOPS", 1)
     assert affordable_rank(own) == 3
     assert torch.equal(obs_group(own, 2), obs_group(problem, 2, rank=3))
+    assert obs_group(own.rows(slice(0)), 2).shape == (0, 4)
+    assert obs_group(problem.rows(slice(0)), 2, rank=1).shape == (0, 4)
+    with pytest.raises(SolverError, match="share their moment"):
+        obs_group(own, 2, rank=2)
+
+
+def test_a_problem_of_many_outputs_and_the_condensed_one_make_their_inverse_once():
+    moment, weight, rows = random_layer([4] * 5, 6)
+    problem = RefitProblem.from_moments(moment, weight, rows, torch.arange(6).view(1, 6))
+    condensed = condense_targets(problem, 2)
+    assert condensed.inverse is problem.inverse
+    assert problem.rows(slice(1)).inverse is problem.inverse
+
+
+def test_operations_of_a_refit_are_those_of_the_smaller_system():
+    problem = random_problem(groups=4, height=6, batch=3, seed=1)
+    patches = torch.randn(10, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    among = RefitProblem(
+        *(problem.moment, problem.target, problem.constant, 4), patches=patches, ridge=0.1
+    )
+    keep = torch.tensor([1, 2, 4])
+    few = 10**2 * (10 / 3 + 2 * 4)
+    assert solve_flops(problem, keep) == pytest.approx((6**3 + 12**3 + 24**3) / 3)
+    assert solve_flops(among, keep) == pytest.approx(6**3 / 3 + 2 * few)
