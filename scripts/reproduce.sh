@@ -7,9 +7,10 @@
 #   scripts/reproduce.sh digits          the embedded digits
 #
 # Shorter, by the environment (defaults in brackets below): for two cores
-#   WIDTH=0.5 DENSE_EPOCHS=15 EPOCHS=5 SEEDS=0 NETWORKS=vgg8 OVERRIDES=trainer.precision=bf16-mixed
+#   WIDTH=0.5 DENSE_EPOCHS=15 EPOCHS=5 SEEDS=0 NETWORKS=vgg8 OVERRIDES=trainer.precision=bf16-mixed \
+#   CLAIM_RATIOS='0.721 0.8'             of VGG8 at half width 82 % can go at most
 set -uo pipefail
-[ $# = 1 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 2; }
+[ $# = 1 ] || { sed -n '2,11s/^# \{0,1\}//p' "$0" >&2; exit 2; }
 DATA=$1
 [ "$DATA" = digits ] || DATA=$(realpath -m "$DATA")
 cd "$(dirname "$0")/.."
