@@ -15,7 +15,7 @@ from crosspruner.pruning.processes import is_distributed, mean_of_all
 from crosspruner.pruning.pruner import Pruner
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.pruning.step_settings import STEP_SOLVERS, StepSettings
-from crosspruner.pruning.step_solver import LayerState, relaxed_projection
+from crosspruner.pruning.step_solver import StepState, relaxed_projection
 
 PATCHES = 8
 """Patches per row of a moment that it has seen, at the least, when something may be removed."""
@@ -68,14 +68,14 @@ class StepPruner(Pruner):
             )
         if not self.schedule.prune_epochs:
             raise ConfigError("schedule.prune_epochs=0: pruning while training needs above 0")
-        self.states: dict[str, LayerState] = {}
+        self.states: dict[str, StepState] = {}
         self._pruning = False
         self._watched: list[torch.utils.hooks.RemovableHandle] = []
         self._uncompiled: Any = None
 
     def begin(self) -> None:
         self.states = {
-            name: LayerState(layer, self.settings, self.generator)
+            name: StepState(layer, self.settings, self.generator)
             for name, layer in self.layers.items()
         }
 
@@ -146,14 +146,14 @@ class StepPruner(Pruner):
                 state.average(mean_of_all)
             state.refresh()
 
-    def _watcher(self, state: LayerState, rows: int) -> Any:
+    def _watcher(self, state: StepState, rows: int) -> Any:
         def watch(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             if torch.is_grad_enabled():
                 state.watch(inputs[0].detach(), output, self.generator, rows)
 
         return watch
 
-    def _rows(self, state: LayerState, step: int) -> int:
+    def _rows(self, state: StepState, step: int) -> int:
         """Patches to draw: on a short schedule more of them, so that the first moment is one."""
         rows = self.settings.moment_rows
         if state.moment is None or step >= self._ramp_start():

@@ -24,7 +24,7 @@ from crosspruner.solver.rpp import relaxed_scores
 from crosspruner.sparsity import GroupLayout, project
 
 
-class LayerState:
+class StepState:
     """The solver's state of one layer.
 
     Args:

@@ -42,7 +42,7 @@ class Judge:
             costs.append(cost)
             mask[row, group] = False
             residual = residual - self.gram[row, group]
-        return torch.stack(costs, 1)
+        return torch.stack(costs, 1) if costs else self.linear[:, :0]
 
     def worth(self, mask: Tensor) -> Tensor:
         """(U, P) rise of the loss without each kept group, its fall with each pruned one."""
@@ -109,7 +109,7 @@ def _elimination(table: PivotTable) -> Tensor:
         before = table.loss.clone()
         table.eliminate(table.mask.sum(1) - 1)
         costs.append(table.loss - before)
-    return torch.stack(costs, 1)
+    return torch.stack(costs, 1) if costs else table.loss[:, None][:, :0]
 
 
 def judge_of(problem: LayerProblem) -> Judge:

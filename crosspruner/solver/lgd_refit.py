@@ -49,7 +49,8 @@ def lgd_rpp_refit(
         problem: the normal equations of B problems with P groups of d rows.
         keep: groups to keep, one int or (B,) integers in 0..P.
         steps: LGD steps of every restart, >= 0.
-        relax: relaxation of the first projection, >= 0; it falls to 0 along the steps.
+        relax: relaxation of the first projection, >= 0; it falls in equal parts from one to the
+            next, to relax / (steps + 1) in the last one.
         restarts: LGD runs beside the elimination that the search starts with, >= 0; at least one,
             but not all of them, where more would go beyond `FLOPS`.
         swaps: end every run by swaps judged by the refitted loss.

@@ -9,7 +9,7 @@ from torch import nn
 from crosspruner.pruning.curvature import RunningFisher, RunningMoment, draw_patches, saliency
 from crosspruner.pruning.masked_layer import MaskedLayer
 from crosspruner.pruning.step_settings import StepSettings
-from crosspruner.pruning.step_solver import LayerState
+from crosspruner.pruning.step_solver import StepState
 from crosspruner.sparsity import GroupLayout
 
 
@@ -104,7 +104,7 @@ def test_processes_count_by_what_they_have_seen():
     layout = GroupLayout("0", "column", 2, 2, 1, 1, 1)
     settings = StepSettings(moment_rows=4)
     states = [
-        LayerState(MaskedLayer(nn.Linear(2, 2), layout), settings, torch.Generator())
+        StepState(MaskedLayer(nn.Linear(2, 2), layout), settings, torch.Generator())
         for _ in range(2)
     ]
     moments = [state.moment for state in states]

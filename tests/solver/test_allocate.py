@@ -64,6 +64,12 @@ def test_removal_costs_add_up_to_the_loss_of_the_last_mask(refit):
     assert (singles - total.unsqueeze(1)).abs().amin(1).max() < 1e-8 * total.abs().max()
 
 
+@pytest.mark.parametrize("refit", [False, True])
+def test_a_layer_of_one_input_group_has_nothing_to_remove(refit):
+    one = layer(groups=1, refit=refit)
+    assert judge_of(one).removal_costs.shape == (3, 0)
+
+
 def test_refitted_removals_cost_less_than_fixed_ones():
     fixed, refitted = (judge_of(layer(seed=2, refit=r)).removal_costs for r in (False, True))
     assert (refitted.sum(0) < fixed.sum(0)).all()
