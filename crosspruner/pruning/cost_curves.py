@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from crosspruner.hardware import Plan
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_pruner import Samples, collect_centred
-from crosspruner.pruning.layer_weights import parameters
+from crosspruner.pruning.layer_weights import finite_weight
 from crosspruner.pruning.layerwise import Walk, users_of
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import removal_curve
@@ -49,7 +49,7 @@ def cost_curves(
 
     def visit(stop: Stop, samples: Samples) -> None:
         layout, module = layouts[stop.name], stop.modules[0]
-        weight, _ = parameters(module, stop.name)
+        weight = finite_weight(module, stop.name)
         _, moments = collect_centred(stop, layout, samples, settings, generator)
         known = stop.name in weights
         own = weights[stop.name] if known else norm_weights(dense, stop)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from crosspruner.hardware.layer_modules import conv_padding, padded_maps, window_of
+from crosspruner.hardware.layer_modules import conv_padding, padded_maps, pixels_read, window_of
 from crosspruner.sparsity import GroupLayout
 
 
@@ -204,24 +204,19 @@ def draw_patches(
         flat = inputs.reshape(-1, inputs.shape[-1])
         pick = torch.randint(len(flat), (rows,), generator=generator).to(inputs.device)
         return flat[pick].float().unsqueeze(0)
-    (kh, kw), (sh, sw), (dh, dw) = window_of(module)
     if size is None:
-        axes = zip(
-            inputs.shape[-2:], conv_padding(module), (kh, kw), (sh, sw), (dh, dw), strict=True
-        )
+        axes = zip(inputs.shape[-2:], conv_padding(module), *window_of(module), strict=True)
         high, wide = ((n + sum(p) - d * (k - 1) - 1) // s + 1 for n, p, k, s, d in axes)
     else:
         high, wide = size
     padded = padded_maps(module, inputs, (high, wide))
     image, y, x = (
-        torch.randint(n, (rows,), generator=generator).to(inputs.device)
-        for n in (len(padded), high, wide)
+        torch.randint(n, (rows,), generator=generator) for n in (len(padded), high, wide)
     )
-    down = y.unsqueeze(1) * sh + torch.arange(kh, device=inputs.device) * dh
-    across = x.unsqueeze(1) * sw + torch.arange(kw, device=inputs.device) * dw
-    # Advanced indices around the channel slice put it last: (rows, kh, kw, Cin).
-    patches = padded[image[:, None, None], :, down[:, :, None], across[:, None, :]]
-    patches = patches.permute(3, 0, 1, 2).float().reshape(module.groups, -1, rows, kh * kw)
+    read = pixels_read(module, y * wide + x, wide, padded.shape[3]).T.to(inputs.device)
+    # Advanced indices around the channel slice put it last: (rows, kernel, Cin).
+    patches = padded.flatten(2)[image.to(inputs.device).unsqueeze(1), :, read]
+    patches = patches.permute(2, 0, 1).float().reshape(module.groups, -1, rows, read.shape[1])
     return patches.transpose(1, 2).flatten(2)
 
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from crosspruner.pruning.layer_order import orders_to_try
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_weights import (
+    finite_weight,
     moved_bias,
-    parameters,
     survivors,
     takes_up_means,
     write_weight,
@@ -73,7 +73,7 @@ def prune_layer(
         mask: (U, P) bool where it is chosen already; None = the solver chooses.
         level: of the line that the log gets.
     """
-    weight, _ = parameters(stop.modules[0], layout.name)
+    weight = finite_weight(stop.modules[0], layout.name)
     raw, moments = collect_centred(stop, layout, samples, settings, generator)
     count = moments.samples
     best: _Trial | None = None
@@ -92,7 +92,7 @@ def prune_layer(
         if best is None or trial.error < best.error * (1 - 1e-9):
             best = trial
     assert best is not None
-    best.write(stop)
+    write_weight(stop, best.weight, best.bias)
     if best.order is not None:
         result.orders[layout.name] = best.order
     result.masks[layout.name], result.errors[layout.name] = best.mask, best.error
@@ -146,12 +146,9 @@ class _Trial:
         settings: LayerwiseSettings,
     ) -> "_Trial":
         fixed, new = survivors(stop.modules[0], mask, moments, settings)
-        errors = [relative_error(moments, weight, weights) for weight in (new, fixed)]
-        return cls(order, mask, new, moved_bias(stop, raw, new, settings), *errors)
-
-    def write(self, stop: Stop) -> None:
-        """Give the layer these weights, in place."""
-        write_weight(stop, self.weight, self.bias)
+        error = relative_error(moments, new, weights)
+        fixed_error = error if new is fixed else relative_error(moments, fixed, weights)
+        return cls(order, mask, new, moved_bias(stop, raw, new, settings), error, fixed_error)
 
 
 def _choose(

@@ -11,8 +11,8 @@ from crosspruner.pruning.reconstruct import mean_output, refit
 from crosspruner.pruning.walk import Stop
 
 
-def parameters(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
-    """Weight matrix (Cout, Cin / G, kh, kw) that a layer computes with, and its bias.
+def finite_weight(module: nn.Module, name: str) -> Tensor:
+    """Weight matrix (Cout, Cin / G, kh, kw) that a layer computes with.
 
     Raises:
         ModelError: the weight is computed in a way that is not known, or not finite.
@@ -25,7 +25,7 @@ def parameters(module: nn.Module, name: str) -> tuple[Tensor, Tensor | None]:
     weight = read_matrix(module)
     if not bool(weight.isfinite().all()):
         raise ModelError(f"layer {name} has NaN or Inf in its weight: give a network that works")
-    return weight, module._parameters.get("bias")
+    return weight
 
 
 def survivors(
@@ -49,18 +49,21 @@ def survivors(
 
 
 def moved_bias(stop: Stop, raw: Moments, new: Tensor, settings: LayerwiseSettings) -> Tensor | None:
-    """The bias that goes with new weights, None where it stays.
+    """The bias that gives a layer with new weights the mean output of the dense one.
 
     Args:
         stop: the layer.
         raw: its moments, not centred.
         new: (Cout, fan_in, ...).
         settings: whether the bias may move.
+
+    Returns:
+        (Cout,); None where the bias stays.
     """
     bias = stop.modules[0]._parameters.get("bias")
     if bias is None or not moves_bias(stop, settings):
         return None
-    return dense_bias(bias, raw, new)
+    return bias + (raw.mean_out.flatten() - mean_output(raw, new)).to(bias)
 
 
 def write_weight(stop: Stop, weight: Tensor, bias: Tensor | None) -> None:
@@ -79,8 +82,3 @@ def takes_up_means(stop: Stop, settings: LayerwiseSettings) -> bool:
 def moves_bias(stop: Stop, settings: LayerwiseSettings) -> bool:
     """Whether the refit moves the layer's bias, which a weight that is used once can have."""
     return settings.refit and stop.modules[0].bias is not None and len(stop.modules) == 1
-
-
-def dense_bias(bias: Tensor, raw: Moments, weight: Tensor) -> Tensor:
-    """The bias that gives a layer with new weights the mean output of the dense one."""
-    return bias + (raw.mean_out.flatten() - mean_output(raw, weight)).to(bias)

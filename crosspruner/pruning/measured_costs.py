@@ -24,7 +24,7 @@ from crosspruner.pruning.divergence import HeldOut
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_pruner import Samples, collect_centred
 from crosspruner.pruning.layer_state import LayerState
-from crosspruner.pruning.layer_weights import moved_bias, parameters, survivors, write_weight
+from crosspruner.pruning.layer_weights import finite_weight, moved_bias, survivors, write_weight
 from crosspruner.pruning.layerwise import Walk, users_of
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import choose_layer_mask
@@ -75,7 +75,7 @@ def measured_costs(
 
     def visit(stop: Stop, samples: Samples) -> None:
         layout, module = layouts[stop.name], stop.modules[0]
-        weight, _ = parameters(module, stop.name)
+        weight = finite_weight(module, stop.name)
         raw, moments = collect_centred(stop, layout, samples, settings, generator)
         own = weights.get(stop.name)
         scale = None if own is None else own.sqrt()
@@ -88,7 +88,7 @@ def measured_costs(
         for removed in levels:
             blocks = layout.blocks - removed
             mask = choose_layer_mask(problem, blocks, layout, "taylor", generator, judge)
-            _, new = survivors(stop.modules[0], mask, moments, settings)
+            _, new = survivors(module, mask, moments, settings)
             write_weight(stop, new, moved_bias(stop, raw, new, settings))
             if stop.norm is not None:
                 walk.reestimate(walk.norms[stop.norm])
