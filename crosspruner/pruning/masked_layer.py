@@ -31,6 +31,8 @@ class MaskedLayer:
         self.mask = torch.ones(layout.shape, dtype=torch.bool, device=self.weight.device)
         self.dormant = torch.zeros_like(self.weight, requires_grad=False)
         self._keep: Tensor | None = None
+        self._gone: Tensor | None = None
+        self._crossbars: int | None = None
         self._operation = operation_of(module)
         self._stored_as_matrix = stored_as_matrix(module)
         self._groups = layout.conv_groups
@@ -47,6 +49,21 @@ class MaskedLayer:
         if self._keep is None:
             self._keep = self.spread(self.mask)
         return self._keep
+
+    @property
+    def gone(self) -> Tensor:
+        """Bool tensor that broadcasts against the weight: True where it is pruned."""
+        if self._gone is None:
+            self._gone = ~self.kept
+        return self._gone
+
+    @property
+    def crossbars(self) -> int:
+        """Compute crossbars that the mask leaves after packing."""
+        # Counted once for each mask: on a GPU a count waits for all that is still to be computed.
+        if self._crossbars is None:
+            self._crossbars = self.layout.crossbars(self.mask)
+        return self._crossbars
 
     def spread(self, values: Tensor) -> Tensor:
         """One value per group as a tensor that broadcasts against the weight.
@@ -83,8 +100,7 @@ class MaskedLayer:
     def set_mask(self, mask: Tensor) -> None:
         """Move newly pruned groups into `dormant` and revived ones back into the weight."""
         latent = self._latent()
-        self.mask = mask.to(self.weight.device)
-        self._keep = None
+        self._take_mask(mask)
         self.weight.copy_(torch.where(self.kept, latent, 0.0))
         self.dormant = torch.where(self.kept, torch.zeros_like(latent), latent)
         self._centre()
@@ -92,18 +108,28 @@ class MaskedLayer:
     def reorder(self, order: Tensor) -> None:
         """Cut the input FMs into groups in another order; the mask is read in it from now on."""
         self.layout = replace(self.layout, input_order=order)
-        self._keep = None
+        self._take_mask(self.mask)
+
+    def _take_mask(self, mask: Tensor) -> None:
+        self.mask = mask.to(self.weight.device)
+        self._keep = self._gone = self._crossbars = None
 
     @torch.no_grad()
     def enforce(self) -> None:
         """Make pruned weights exactly zero again, whatever momentum or weight decay did to them."""
-        self.weight.masked_fill_(~self.kept, 0.0)
+        self.weight.masked_fill_(self.gone, 0.0)
         self._centre()
 
     def _centre(self) -> None:
         """Kept weights of mean zero: zeros of a standardised layer stay zeros when it computes."""
         if self._standardised and not bool(self.mask.all()):
             self.weight.copy_(centred(self.weight, self.kept))
+
+    @torch.no_grad()
+    def mask_gradient(self) -> None:
+        """Zero the pruned weights' gradient, so that no momentum or norm counts it."""
+        if self.weight.grad is not None:
+            self.weight.grad.masked_fill_(self.gone, 0.0)
 
     @torch.no_grad()
     def split_gradient(self) -> Tensor:
@@ -115,9 +141,8 @@ class MaskedLayer:
         """
         if self.weight.grad is None:
             return torch.zeros(self.layout.shape, device=self.weight.device)
-        gradient = self.weight.grad
-        slope = self.sum_by_group(self._latent().float() * gradient.float())
-        gradient.masked_fill_(~self.kept, 0.0)
+        slope = self.sum_by_group(self._latent().float() * self.weight.grad.float())
+        self.mask_gradient()
         return slope
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -126,7 +151,5 @@ class MaskedLayer:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore `state_dict`; the weight itself comes back with the model's own state."""
-        device = self.weight.device
-        self.mask = state["mask"].to(device)
-        self.dormant = state["dormant"].to(device)
-        self._keep = None
+        self._take_mask(state["mask"])
+        self.dormant = state["dormant"].to(self.weight.device)

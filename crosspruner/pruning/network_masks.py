@@ -32,7 +32,7 @@ def packed_plan(dense: Plan, layers: Mapping[str, MaskedLayer], grain: str) -> P
 def crossbars_left(dense: Plan, layers: Mapping[str, MaskedLayer]) -> int:
     """Compute crossbars that the masks leave of a dense plan, without building the packed one."""
     spared = sum(
-        layer.layout.blocks * layer.layout.crossbars_per_block - layer.layout.crossbars(layer.mask)
+        layer.layout.blocks * layer.layout.crossbars_per_block - layer.crossbars
         for layer in layers.values()
     )
     return dense.compute_crossbars - spared

@@ -100,8 +100,12 @@ class Pruner:
     def change_masks(self, step: int) -> None:
         """Set the masks that hold once `step` optimizer steps have been taken, and `churn`."""
 
+    def wants_slopes(self, step: int) -> bool:
+        """Whether `see_slope` is to be called before the optimizer step after `step` of them."""
+        return False
+
     def see_slope(self, name: str, slope: Tensor) -> None:
-        """Take in dLoss/dbeta (U, P) of a layer, before each optimizer step."""
+        """Take in dLoss/dbeta (U, P) of a layer, before an optimizer step."""
 
     def extra_state(self) -> dict[str, Any]:
         """Tensors and plain Python that a resumed run needs besides the masks."""
@@ -192,8 +196,12 @@ class Pruner:
 
     def before_step(self, step: int) -> None:
         """Gradients are unscaled, summed over accumulation and averaged over processes."""
+        wanted = self.wants_slopes(step)
         for name, layer in self.layers.items():
-            self.see_slope(name, layer.split_gradient())
+            if wanted:
+                self.see_slope(name, layer.split_gradient())
+            else:
+                layer.mask_gradient()
 
     def after_batch(self, step: int) -> bool:
         """Change the masks if the optimizer has stepped, and make pruned weights exactly zero.

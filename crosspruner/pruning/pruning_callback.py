@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.pruning.pruner import Pruner
+from crosspruner.pruning.schedule import Phase
 
 
 class PruningCallback(Pruner, pl.Callback):
@@ -68,8 +69,14 @@ class PruningCallback(Pruner, pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        step = trainer.global_step
-        if self.after_batch(step):
+        step, was_frozen = trainer.global_step, self.frozen
+        if not self.after_batch(step):
+            return
+        # Six values a step take longer than the step of a small network on a GPU: only where
+        # something changes, and where loggers or the ends of an epoch look.
+        changing = not was_frozen and self.phase_at(step) is not Phase.DENSE
+        looked_at = batch_idx == 0 or trainer.is_last_batch
+        if changing or looked_at or step % max(trainer.log_every_n_steps, 1) == 0:
             pl_module.log_dict(
                 self.metrics(step), on_step=True, on_epoch=False, rank_zero_only=True
             )

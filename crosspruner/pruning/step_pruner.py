@@ -69,7 +69,6 @@ class StepPruner(Pruner):
         if not self.schedule.prune_epochs:
             raise ConfigError("schedule.prune_epochs=0: pruning while training needs above 0")
         self.states: dict[str, StepState] = {}
-        self._pruning = False
         self._watched: list[torch.utils.hooks.RemovableHandle] = []
         self._uncompiled: Any = None
 
@@ -89,8 +88,10 @@ class StepPruner(Pruner):
         if self._uncompiled is None and "torch._dynamo" in sys.modules:
             self._uncompiled = torch.compiler.set_stance("force_eager")
 
+    def wants_slopes(self, step: int) -> bool:
+        return self.phase_at(step) is Phase.PRUNE and not self.frozen
+
     def before_step(self, step: int) -> None:
-        self._pruning = self.phase_at(step) is Phase.PRUNE and not self.frozen
         if self._watched and is_distributed():
             # It weighs the state at every step: unlike moments it cannot wait for a refresh.
             for state in self.states.values():
@@ -100,8 +101,7 @@ class StepPruner(Pruner):
         super().before_step(step)
 
     def see_slope(self, name: str, slope: Tensor) -> None:
-        if self._pruning:
-            self.states[name].step(slope)
+        self.states[name].step(slope)
 
     def after_batch(self, step: int) -> bool:
         self.stop_watching()

@@ -77,7 +77,7 @@ class WeightAverage(pl.Callback):
             self.average[key].copy_(state[key])
         for name, layer in self.pruning.layers.items():
             average, weight = self.average[weight_name(name, self.average)], layer.weight.detach()
-            average.masked_fill_(~layer.kept, 0.0)
+            average.masked_fill_(layer.gone, 0.0)
             before = self._masks[name]
             if not self.frozen and not torch.equal(before, layer.mask):
                 back = layer.spread(layer.mask & ~before)

@@ -214,6 +214,26 @@ def test_churn_falls_silent_before_the_masks_freeze():
     assert any(value > 0 for step, value in churn if start < step <= stop)
 
 
+def test_what_is_shown_is_right_after_every_epoch_and_at_the_steps_of_loggers():
+    shown = []
+
+    class Watch(pl.Callback):
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            metrics = trainer.callback_metrics
+            if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:
+                shown.append((trainer.global_step, metrics["prune/phase"].item()))
+                assert metrics["crossbars/compute"].item() == callback.compute_crossbars
+
+    callback = pruning()
+    fit(callback, extra=[Watch()])
+    start, stop = callback.schedule.boundaries(24)
+    assert [step for step, _ in shown] == [6, 12, 18, 24]  # logged every 50: the epochs' ends
+    assert [phase for _, phase in shown] == [
+        float(callback.phase_at(step - 1)) for step in (6, 12, 18, 24)
+    ]
+    assert start < stop < 24  # so the last one is of frozen masks
+
+
 def test_a_short_schedule_draws_enough_patches_before_it_removes():
     settings = StepSettings(moment_every=1, refresh_every=2, moment_rows=5)
     callback = pruning(settings=settings)

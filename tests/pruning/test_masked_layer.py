@@ -51,6 +51,32 @@ def test_the_slope_counts_pruned_groups_too_and_their_gradient_is_dropped():
     assert layer.weight.grad.tolist() == [[1.0, 0.0], [100.0, 1000.0]]
 
 
+def test_a_gradient_is_dropped_where_there_is_one_and_the_weight_is_pruned():
+    layer = masked_linear()
+    layer.set_mask(torch.tensor([[True, False], [True, True]]))
+    layer.mask_gradient()
+    assert layer.weight.grad is None
+    (layer.weight * torch.tensor([[1.0, torch.inf], [100.0, 1000.0]])).sum().backward()
+    layer.mask_gradient()
+    assert layer.weight.grad.tolist() == [[1.0, 0.0], [100.0, 1000.0]]
+
+
+def test_crossbars_follow_the_mask():
+    layer = MaskedLayer(nn.Linear(4, 4), GroupLayout("0", "column", 4, 4, 1, 2, 2, 3))
+    assert layer.crossbars == 12  # 2 x 2 blocks of 3 crossbars
+    mask = torch.tensor([[True, False], [False, True], [False, False], [True, False]])
+    layer.set_mask(mask)
+    assert layer.crossbars == 6  # 2 columns of the first input group fill one block, 1 the other
+    saved = layer.state_dict()
+    layer.set_mask(torch.ones_like(mask))
+    assert layer.crossbars == 12
+    layer.load_state_dict(saved)
+    assert layer.crossbars == 6
+    layer.reorder(torch.tensor([[3, 2, 1, 0]]))
+    assert layer.crossbars == 6
+    assert layer.gone.tolist() == (~layer.kept).tolist()
+
+
 def test_momentum_and_decay_cannot_revive_what_is_pruned():
     layer = masked_linear()
     optimizer = torch.optim.SGD([layer.weight], lr=0.1, momentum=0.9, weight_decay=0.1)

@@ -2,6 +2,7 @@ from functools import partial
 
 import pytest
 import torch
+from pytorch_lightning import Callback
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.optim import SGD, AdamW
@@ -51,6 +52,32 @@ def test_fit_logs_training_and_validation_and_learns(make_trainer):
     trainer.fit(model, data(num_images=300, batch_size=20, crop_padding=1))
     assert set(trainer.callback_metrics) == {"train/loss", "train/acc", "val/loss", "val/acc"}
     assert trainer.callback_metrics["val/acc"] > 0.9
+
+
+def test_each_epoch_has_the_mean_over_its_own_images(make_trainer):
+    split = data(num_images=300, batch_size=20)
+
+    class Watch(Callback):
+        def on_train_epoch_end(self, trainer, pl_module):
+            for stage in ("train", "val"):
+                found.append(trainer.callback_metrics[f"{stage}/acc"].item())
+                assert len(seen[stage]) > (1 if stage == "train" else 0)
+                expected.append((torch.cat(seen[stage]) == 0).float().mean().item())
+                seen[stage].clear()
+
+        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen["train"].append(batch[1])
+
+        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+            seen["val"].append(batch[1])
+
+    seen: dict[str, list] = {"train": [], "val": []}
+    found: list[float] = []
+    expected: list[float] = []
+    trainer = make_trainer(max_epochs=3, callbacks=[Watch()], limit_train_batches=4)
+    trainer.fit(Classifier(Recorder(), partial(SGD, lr=0.0)), split)
+    assert found == pytest.approx(expected)
+    assert len(set(found[::2])) > 1  # epochs of other images: no mean of an earlier one
 
 
 def test_label_smoothing_is_for_training_only(make_trainer):
