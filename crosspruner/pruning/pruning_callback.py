@@ -76,7 +76,8 @@ class PruningCallback(Pruner, pl.Callback):
         # something changes, and where loggers or the ends of an epoch look.
         changing = not was_frozen and self.phase_at(step) is not Phase.DENSE
         looked_at = batch_idx == 0 or trainer.is_last_batch
-        if changing or looked_at or step % max(trainer.log_every_n_steps, 1) == 0:
+        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if changing or looked_at or (every and step % every == 0):
             pl_module.log_dict(
                 self.metrics(step), on_step=True, on_epoch=False, rank_zero_only=True
             )
