@@ -18,7 +18,7 @@ from crosspruner.pruning.walk import forward
 from crosspruner.sparsity import GroupLayout
 
 _ENTRIES = 2**25
-"""Numbers unfolded at once (float32: 128 MB)."""
+"""Numbers at once, of unfolded images or of their gradients by weight (float32: 128 MB)."""
 
 
 def group_slopes(
@@ -117,8 +117,8 @@ class _Watcher:
     def note(self, inputs: Tensor, gradient: Tensor) -> None:
         g = output_maps(self.module, gradient).float()
         x = padded_maps(self.module, inputs, (g.shape[2], g.shape[3])).float()
-        entries = self.weight[0].numel() * self.layout.conv_groups * g.shape[2] * g.shape[3]
-        chunk = max(1, _ENTRIES // entries)
+        unfolded = self.weight[0].numel() * self.layout.conv_groups * g.shape[2] * g.shape[3]
+        chunk = max(1, _ENTRIES // max(unfolded, self.weight.numel()))
         pairs = zip(x.split(chunk), g.split(chunk), strict=True)
         slopes = torch.cat([self._slopes(*pair) for pair in pairs])
         if len(slopes) % self.images:

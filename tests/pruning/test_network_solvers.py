@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import crosspruner as cp
 from crosspruner.errors import ConfigError
@@ -85,6 +87,43 @@ def test_slopes_are_those_of_autograd_image_by_image(grain):
             expected = layout.sum_by_group(weight.detach() * weight.grad).flatten()
             torch.testing.assert_close(found[name][n], expected, rtol=1e-4, atol=1e-6)
     assert "shared" in layouts  # a module that runs twice
+
+
+class Largest(TorchDispatchMode):
+    """Notes how many numbers the largest tensor that is made under it holds."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        made = [value.numel() for value in tree_leaves(out) if isinstance(value, torch.Tensor)]
+        self.numbers = max(self.numbers, *made, 0)
+        return out
+
+
+@pytest.mark.parametrize(
+    ("layer", "shape"), [(nn.Linear(64, 64), (64,)), (nn.Conv2d(16, 16, 3), (16, 3, 3))]
+)
+def test_gradients_by_weight_of_many_images_are_never_there_at_once(monkeypatch, layer, shape):
+    """A linear layer of 8,192 inputs and 1,024 outputs took 8 GiB for 256 images."""
+    network = nn.Sequential(layer, nn.Flatten(), nn.Linear(layer.weight.shape[0], 4)).eval()
+    layout = GroupLayout("0", "column", *layer.weight.shape[:2], 1, 8, 8)
+    x = torch.randn(64, *shape, generator=torch.Generator().manual_seed(0))
+
+    def slopes(entries):
+        monkeypatch.setattr("crosspruner.pruning.group_slopes._ENTRIES", entries)
+        seed, watch = torch.Generator().manual_seed(0), Largest()
+        with watch:
+            found = group_slopes(
+                network, {"0": layout}, {"0": ["0"]}, {"0": layer.weight}, [x], seed
+            )
+        return found["0"], watch.numbers
+
+    whole, much = slopes(2**30)
+    parts, little = slopes(2**14)
+    torch.testing.assert_close(parts, whole)
+    assert much == 64 * layer.weight.numel()
+    assert little <= max(2**14, x.numel(), whole.numel())
 
 
 class Attends(nn.Module):
