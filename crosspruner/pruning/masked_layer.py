@@ -33,6 +33,7 @@ class MaskedLayer:
         self._keep: Tensor | None = None
         self._gone: Tensor | None = None
         self._crossbars: int | None = None
+        self._whole = True
         self._operation = operation_of(module)
         self._stored_as_matrix = stored_as_matrix(module)
         self._groups = layout.conv_groups
@@ -113,6 +114,7 @@ class MaskedLayer:
     def _take_mask(self, mask: Tensor) -> None:
         self.mask = mask.to(self.weight.device)
         self._keep = self._gone = self._crossbars = None
+        self._whole = bool(self.mask.all())
 
     @torch.no_grad()
     def enforce(self) -> None:
@@ -122,7 +124,7 @@ class MaskedLayer:
 
     def _centre(self) -> None:
         """Kept weights of mean zero: zeros of a standardised layer stay zeros when it computes."""
-        if self._standardised and not bool(self.mask.all()):
+        if self._standardised and not self._whole:
             self.weight.copy_(centred(self.weight, self.kept))
 
     @torch.no_grad()

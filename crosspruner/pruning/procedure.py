@@ -24,6 +24,7 @@ from crosspruner.pruning.network_solver import (
 )
 from crosspruner.pruning.output_weights import output_weights
 from crosspruner.pruning.sensitivity import Evaluate, prune_by_sensitivity
+from crosspruner.solver.full_float32 import full_float32
 from crosspruner.sparsity import GroupLayout
 
 
@@ -47,6 +48,7 @@ class ProcedureResult:
         return {name: order for name, order in orders.items() if order is not None}
 
 
+@full_float32()
 def prune_network(
     network: nn.Module,
     dense: nn.Module,

@@ -101,7 +101,7 @@ class Pruner:
         """Set the masks that hold once `step` optimizer steps have been taken, and `churn`."""
 
     def wants_slopes(self, step: int) -> bool:
-        """Whether `see_slope` is to be called before the optimizer step after `step` of them."""
+        """Whether the next optimizer step, when `step` have been taken, needs `see_slope`."""
         return False
 
     def see_slope(self, name: str, slope: Tensor) -> None:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from crosspruner.errors import ConfigError
 from crosspruner.pruning.pruner import Pruner
-from crosspruner.pruning.schedule import Phase
 
 
 class PruningCallback(Pruner, pl.Callback):
@@ -22,6 +21,7 @@ class PruningCallback(Pruner, pl.Callback):
     """Dotted name of the network inside the LightningModule ("net"); "" = the module itself."""
     input_shape: tuple[int, ...] | None = None
     """(C, H, W) of one input; None = of the module's `example_input_array`."""
+    _shown: tuple[int, dict[str, float]] | None = None
     pruned_at_the_end = False
     """Whether pruning came after the last step: what was validated is not the result then."""
 
@@ -42,6 +42,7 @@ class PruningCallback(Pruner, pl.Callback):
         self.bind(self.network(pl_module))
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._shown = None
         steps = trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise ConfigError("pruning needs an end: set trainer.max_epochs or trainer.max_steps")
@@ -69,18 +70,15 @@ class PruningCallback(Pruner, pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        step, was_frozen = trainer.global_step, self.frozen
+        step = trainer.global_step
         if not self.after_batch(step):
             return
-        # Six values a step take longer than the step of a small network on a GPU: only where
-        # something changes, and where loggers or the ends of an epoch look.
-        changing = not was_frozen and self.phase_at(step) is not Phase.DENSE
-        looked_at = batch_idx == 0 or trainer.is_last_batch
-        every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-        if changing or looked_at or (every and step % every == 0):
-            pl_module.log_dict(
-                self.metrics(step), on_step=True, on_epoch=False, rank_zero_only=True
-            )
+        # To log six values takes as long as the step of a small network on a GPU. Lightning shows
+        # what it was told last until the epoch ends: it is told again what has changed.
+        shown = trainer.current_epoch, self.metrics(step)
+        if shown != self._shown:
+            self._shown = shown
+            pl_module.log_dict(shown[1], on_step=True, on_epoch=False, rank_zero_only=True)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         reached = self.frozen or self.ratio == 0

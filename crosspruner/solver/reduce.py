@@ -14,9 +14,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from crosspruner.errors import SolverError
 from crosspruner.solver.factor import cholesky
+from crosspruner.solver.full_float32 import full_float32
 from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
+
+LEAST_PIVOT = 0.95
+"""Of a stand-in's Cholesky factor, where 1 is the least that is exact: see `_holds`."""
 
 
 def condense_targets(problem: RefitProblem, most: int) -> RefitProblem:
@@ -51,24 +54,26 @@ def reduce_problem(problem: RefitProblem, rank: int) -> RefitProblem:
         the projected problem: moment (B, P * rank, P * rank), target (B, P * rank, n); the loss of
         a mask there is an upper bound of its true loss, up to the digits of float32.
     """
-    try:
-        moment, target = _stand_in(problem, rank, torch.float32)
-        cholesky(moment)
-    except SolverError:  # too close to singular for float32
-        moment, target = _stand_in(problem, rank, torch.float64)
-    return RefitProblem(moment, target, problem.constant, problem.num_groups)
+    made = _stand_in(problem, rank, torch.float32) or _stand_in(problem, rank, torch.float64)
+    assert made is not None
+    return RefitProblem(*made, problem.constant, problem.num_groups)
 
 
-def _stand_in(problem: RefitProblem, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+@full_float32()
+def _stand_in(problem: RefitProblem, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
     """Moment and target of the stand-in (float64), by directions and products in `dtype`.
 
-    A stand-in only has to order masks: float32 is exact enough and takes half the time.
+    A stand-in only has to order masks, and float32 takes a third less time. None where the moment
+    is too close to singular for it.
     """
     groups, height = problem.num_groups, problem.group_size
     inverse = problem.inverse
     every = torch.arange(groups, device=inverse.device)
     by_group = inverse.view(groups, height, groups, height)
     metric = torch.cholesky_inverse(cholesky(by_group[every, :, every]))
+    single = dtype == torch.float32
+    if single and bool(torch.linalg.cholesky_ex(metric.float()).info.any()):
+        return None
     # Sketches are drawn from a generator of their own: the stand-in is a function of the problem.
     generator = torch.Generator(inverse.device).manual_seed(0)
     num_responses = groups * problem.target.shape[2]
@@ -79,12 +84,25 @@ def _stand_in(problem: RefitProblem, rank: int, dtype: torch.dtype) -> tuple[Ten
     chunk = max(1, CHUNK_ENTRIES // entries)
     shared = (by_group.to(dtype), metric.to(dtype), sketch.to(dtype))
     seen = problem.moment.to(dtype) if problem.patches is None else problem.patches.to(dtype)
-    parts = [
-        _reduce(problem.rows(slice(i, i + chunk)), seen, *shared, rank)
-        for i in range(0, problem.num_problems, chunk)
-    ]
+    parts = []
+    for first in range(0, problem.num_problems, chunk):
+        part = _reduce(problem.rows(slice(first, first + chunk)), seen, *shared, rank)
+        if single and not _holds(part[0]):
+            return None
+        parts.append(part)
     moment, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return moment, target
+
+
+def _holds(moment: Tensor) -> bool:
+    """Whether the digits of float32 were enough for the stand-in's moment.
+
+    The directions of a group are orthonormal in what is left of its moment once all other groups
+    have explained theirs, so no pivot of an exact factor is below 1.
+    """
+    factor, failed = torch.linalg.cholesky_ex(moment)
+    pivots = factor.diagonal(dim1=1, dim2=2)
+    return not bool(failed.any()) and bool((pivots > LEAST_PIVOT).all())
 
 
 def _reduce(

@@ -100,7 +100,7 @@ class Classifier(pl.LightningModule):
         self._compiler = partial(torch.compile, backend=compile_backend) if compile else None
         # In a list it is no submodule: keys and names stay those of the plain network.
         self._compiled = [self._compiler(self.net)] if self._compiler else []
-        self._logged: set[str] = set()
+        self._logged: int | None = None  # the epoch whose training metrics Lightning knows
         # "disable" drops nothing: a loss that is not a number must show as such
         self.means = nn.ModuleDict(
             {
@@ -133,17 +133,13 @@ class Classifier(pl.LightningModule):
 
         self.teacher = teach
 
+    def setup(self, stage: str) -> None:
+        self._logged = None
+
     def on_train_epoch_start(self) -> None:
-        self._logged.discard("train")
         if self.seed is not None:
             key = (self.seed, self.current_epoch, self.global_rank)
             torch.manual_seed(mixed_seed(Stream.NETWORK, *key))
-
-    def on_validation_epoch_start(self) -> None:
-        self._logged.discard("val")
-
-    def on_test_epoch_start(self) -> None:
-        self._logged.discard("test")
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         images, labels = batch
@@ -180,11 +176,12 @@ class Classifier(pl.LightningModule):
         for name, values in [("loss", losses.detach()), ("acc", hits)]:
             mean = cast(MeanMetric, self.means[f"{stage}_{name}"])
             mean.update(values)
-            # The mean itself is logged, which goes on counting: once an epoch is enough, and each
+            # The mean itself is logged, and goes on counting: once an epoch is enough, and each
             # further time costs a small network's step on a GPU a tenth of what it takes.
-            if stage not in self._logged:
+            if stage != "train" or self._logged != self.current_epoch:
                 self.log(f"{stage}/{name}", mean, on_step=False, on_epoch=True, prog_bar=True)
-        self._logged.add(stage)
+        if stage == "train":
+            self._logged = self.current_epoch
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         trainer = self._trainer

@@ -69,7 +69,16 @@ def pruning(**given):
     return CrossbarPruning(**{**values, **given})
 
 
-def fit(callback, ckpt_path=None, precision="32-true", extra=(), before=(), epochs=4, data=None):
+def fit(
+    callback,
+    ckpt_path=None,
+    precision="32-true",
+    extra=(),
+    before=(),
+    epochs=4,
+    data=None,
+    **given,
+):
     pl.seed_everything(0, verbose=False)
     module = Tiny()
     trainer = pl.Trainer(
@@ -81,6 +90,7 @@ def fit(callback, ckpt_path=None, precision="32-true", extra=(), before=(), epoc
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[*before, callback, *extra],
+        **given,
     )
     trainer.fit(module, data or batches(), ckpt_path=ckpt_path)
     return trainer, module
@@ -214,24 +224,40 @@ def test_churn_falls_silent_before_the_masks_freeze():
     assert any(value > 0 for step, value in churn if start < step <= stop)
 
 
-def test_what_is_shown_is_right_after_every_epoch_and_at_the_steps_of_loggers():
-    shown = []
+class Shows(pl.Callback):
+    """What Lightning shows after each batch beside what is so."""
 
-    class Watch(pl.Callback):
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            metrics = trainer.callback_metrics
-            if trainer.is_last_batch or trainer.global_step % trainer.log_every_n_steps == 0:
-                shown.append((trainer.global_step, metrics["prune/phase"].item()))
-                assert metrics["crossbars/compute"].item() == callback.compute_crossbars
+    def __init__(self, callback):
+        self.callback, self.shown, self.so, self.epochs = callback, [], [], []
 
-    callback = pruning()
-    fit(callback, extra=[Watch()])
-    start, stop = callback.schedule.boundaries(24)
-    assert [step for step, _ in shown] == [6, 12, 18, 24]  # logged every 50: the epochs' ends
-    assert [phase for _, phase in shown] == [
-        float(callback.phase_at(step - 1)) for step in (6, 12, 18, 24)
-    ]
-    assert start < stop < 24  # so the last one is of frozen masks
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        so = self.callback.metrics(trainer.global_step)
+        self.so.append(so)
+        self.shown.append({name: trainer.callback_metrics[name].item() for name in so})
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        self.epochs.append(trainer.callback_metrics["crossbars/compute"].item())
+
+
+@pytest.mark.parametrize("prune_epochs", [2, 1.5])  # 1.5: the masks freeze in mid-epoch
+def test_what_is_shown_is_what_is_so_after_every_step(prune_epochs):
+    callback = pruning(schedule=PruningSchedule(1, prune_epochs, 3 - prune_epochs))
+    watch = Shows(callback)
+    fit(callback, extra=[watch])
+    assert watch.shown == [pytest.approx(so) for so in watch.so]
+    assert {so["prune/phase"] for so in watch.so} == {0.0, 1.0, 2.0}
+    assert watch.epochs == [watch.so[step]["crossbars/compute"] for step in (5, 11, 17, 23)]
+
+
+def test_what_did_not_change_is_not_logged_again(monkeypatch):
+    logged = []
+    before = Tiny.log_dict
+    monkeypatch.setattr(
+        Tiny, "log_dict", lambda module, *a, **k: (logged.append(a[0]), before(module, *a, **k))
+    )
+    fit(pruning(ratio=0.0))
+    relaxed = {values["prune/relax"] for values in logged}
+    assert len(logged) == 4 + len(relaxed) - 1  # once an epoch, and as the relaxation falls
 
 
 def test_a_short_schedule_draws_enough_patches_before_it_removes():

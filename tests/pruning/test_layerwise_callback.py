@@ -11,7 +11,7 @@ from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.schedule import Phase, PruningSchedule
 from crosspruner.pruning.snapshot import Snapshot
 
-from .test_callback import SaveAt, batches, fit, pytestmark  # noqa: F401
+from .test_callback import SaveAt, Shows, batches, fit, pytestmark  # noqa: F401
 
 
 def pruning(**given):
@@ -57,6 +57,17 @@ def test_it_prunes_once_after_the_dense_epochs(grain, reorder):
         assert not weight[~kept].any()
         assert bool(weight[kept].any())
         assert (callback.plan.layer(name).input_order is not None) == (reorder != "none")
+
+
+@pytest.mark.parametrize("ends", [{}, {"max_steps": 10}])  # in mid-epoch
+def test_what_is_shown_is_so_when_masks_freeze_in_mid_epoch(ends):
+    callback = pruning(schedule=PruningSchedule(dense_epochs=1.5, finetune_epochs=2.5))
+    watch = Shows(callback)
+    trainer, _ = fit(callback, extra=[watch], **ends)
+    assert watch.shown == [pytest.approx(so) for so in watch.so]
+    assert watch.so[0]["prune/ratio"] == 0.0
+    assert trainer.callback_metrics["prune/ratio"].item() == pytest.approx(callback.saved)
+    assert callback.saved > 0.3
 
 
 @pytest.mark.parametrize("epoch", [0, 1])

@@ -61,20 +61,27 @@ def test_a_gradient_is_dropped_where_there_is_one_and_the_weight_is_pruned():
     assert layer.weight.grad.tolist() == [[1.0, 0.0], [100.0, 1000.0]]
 
 
-def test_crossbars_follow_the_mask():
+def test_crossbars_and_what_is_gone_follow_the_mask():
     layer = MaskedLayer(nn.Linear(4, 4), GroupLayout("0", "column", 4, 4, 1, 2, 2, 3))
-    assert layer.crossbars == 12  # 2 x 2 blocks of 3 crossbars
+
+    def is_at(crossbars):
+        assert layer.crossbars == crossbars
+        assert torch.equal(layer.gone, ~layer.kept)
+        assert torch.equal(layer.kept, layer.spread(layer.mask))
+
+    is_at(12)  # 2 x 2 blocks of 3 crossbars
     mask = torch.tensor([[True, False], [False, True], [False, False], [True, False]])
     layer.set_mask(mask)
-    assert layer.crossbars == 6  # 2 columns of the first input group fill one block, 1 the other
+    is_at(6)  # 2 columns of the first input group fill one block, 1 of the other another
     saved = layer.state_dict()
     layer.set_mask(torch.ones_like(mask))
-    assert layer.crossbars == 12
+    is_at(12)
     layer.load_state_dict(saved)
-    assert layer.crossbars == 6
-    layer.reorder(torch.tensor([[3, 2, 1, 0]]))
-    assert layer.crossbars == 6
-    assert layer.gone.tolist() == (~layer.kept).tolist()
+    is_at(6)
+    before = layer.gone
+    layer.reorder(torch.tensor([[0, 2, 1, 3]]))
+    is_at(6)
+    assert not torch.equal(layer.gone, before)  # other inputs are in the groups now
 
 
 def test_momentum_and_decay_cannot_revive_what_is_pruned():

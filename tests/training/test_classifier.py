@@ -54,30 +54,48 @@ def test_fit_logs_training_and_validation_and_learns(make_trainer):
     assert trainer.callback_metrics["val/acc"] > 0.9
 
 
-def test_each_epoch_has_the_mean_over_its_own_images(make_trainer):
-    split = data(num_images=300, batch_size=20)
+class Recounts(Callback):
+    """Counts hits of training beside the metric: (shown, counted) of each epoch."""
 
-    class Watch(Callback):
-        def on_train_epoch_end(self, trainer, pl_module):
-            for stage in ("train", "val"):
-                found.append(trainer.callback_metrics[f"{stage}/acc"].item())
-                assert len(seen[stage]) > (1 if stage == "train" else 0)
-                expected.append((torch.cat(seen[stage]) == 0).float().mean().item())
-                seen[stage].clear()
+    def __init__(self):
+        self.hits, self.found = [], []
 
-        def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            seen["train"].append(batch[1])
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.hits.append(batch[1] == pl_module.net.logits.argmax().item())
 
-        def on_validation_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-            seen["val"].append(batch[1])
+    def on_train_epoch_end(self, trainer, pl_module):
+        shown = trainer.callback_metrics["train/acc"].item()
+        self.found.append((shown, torch.cat(self.hits).float().mean().item()))
+        self.hits.clear()
 
-    seen: dict[str, list] = {"train": [], "val": []}
-    found: list[float] = []
-    expected: list[float] = []
-    trainer = make_trainer(max_epochs=3, callbacks=[Watch()], limit_train_batches=4)
-    trainer.fit(Classifier(Recorder(), partial(SGD, lr=0.0)), split)
-    assert found == pytest.approx(expected)
-    assert len(set(found[::2])) > 1  # epochs of other images: no mean of an earlier one
+
+class Forgetful(Classifier):
+    """A user's subclass whose hooks do not call ours."""
+
+    def on_train_epoch_start(self):
+        pass
+
+
+@pytest.mark.parametrize("kind", [Classifier, Forgetful])
+def test_each_epoch_has_the_mean_over_its_own_images(make_trainer, kind):
+    count = Recounts()
+    trainer = make_trainer(max_epochs=4, callbacks=[count], limit_train_batches=4)
+    model = kind(Recorder(), partial(SGD, lr=3.0))  # so that it says another class each epoch
+    trainer.fit(model, data(num_images=300, batch_size=20))
+    shown, counted = zip(*count.found, strict=True)
+    assert shown == pytest.approx(counted)
+    assert len(set(counted)) > 1
+
+
+def test_a_module_that_is_fitted_again_shows_its_metrics(make_trainer, tmp_path):
+    split, path = data(num_images=300, batch_size=20), tmp_path / "mid.ckpt"
+    model = Classifier(Recorder(), partial(SGD, lr=0.01))
+    trainer = make_trainer(max_epochs=3, max_steps=15)
+    trainer.fit(model, split)
+    trainer.save_checkpoint(path)  # in mid-epoch
+    trainer = make_trainer(max_epochs=3)
+    trainer.fit(model, split, ckpt_path=path)
+    assert {"train/loss", "train/acc", "val/acc"} <= set(trainer.callback_metrics)
 
 
 def test_label_smoothing_is_for_training_only(make_trainer):
