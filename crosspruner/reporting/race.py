@@ -28,11 +28,12 @@ def race_runs(folder: str | Path) -> pd.DataFrame:
     """The finished runs of `scripts/reproduce.sh`.
 
     Args:
-        folder: OUT of that script; OUT/NETWORK/race/JOB and OUT/NETWORK/claims/JOB hold the runs.
+        folder: OUT of that script; OUT/NETWORK/PART/JOB hold the runs.
 
     Returns:
-        A row per run: KEYS, part ("race" or "claims"), seed, dense, compute_dense, total_dense, and
-        before, after, drop (accuracies, 0 to 1), saved, total_saved, compute, total, minutes.
+        A row per run: KEYS, part ("race", "headline" or "claims"), seed, dense, compute_dense,
+        total_dense, and before, after, drop (accuracies, 0 to 1), saved, total_saved, compute,
+        total, minutes.
 
     Raises:
         RunFolderError: no run there has ended.

@@ -38,7 +38,7 @@ def race(tmp_path):
         run(tmp_path, "race", "magnitude", seed, after)
     run(tmp_path, "race", "liang2018", 0, 0.899, saved=0.3)  # stopped before the ratio
     run(tmp_path, "race", "taylor", 0, 0.99, done=False)
-    run(tmp_path, "claims", "lgd_rpp", 0, 0.87, 0.75)
+    run(tmp_path, "headline", "lgd_rpp", 0, 0.87, 0.75)
     run(tmp_path, "claims", "lgd_rpp", 0, 0.895, grain="crossbar")
     return tmp_path
 
@@ -79,6 +79,13 @@ def test_the_page_says_who_is_ahead_and_what_the_paper_has(race, tmp_path):
     assert "At 50.0%: lgd_rpp, the best of ours, is 3.00 points ahead of magnitude" in page
     assert "The paper saves 72.1% of the compute crossbars of vgg8." in page
     assert "Here lgd_rpp at column grain saves 75.00% and drops 3.00 points." in page
+    long, others = page.split("trained as long again as the dense network")[1].split(
+        "Ours at other"
+    )
+    assert "| **lgd_rpp** | column | none | 75.0% |" in long
+    assert "crossbar |" not in long
+    assert "| **lgd_rpp** | crossbar | none | 50.0% |" in others
+    assert "75.0% |" not in others
     assert "typed" in page
     for suffix in ("svg", "png"):
         assert (tmp_path / "race" / f"vgg8.{suffix}").stat().st_size > 1000
