@@ -6,6 +6,7 @@ pruned group held when it was removed waits in `dormant`, and is put back if the
 """
 
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -30,10 +31,6 @@ class MaskedLayer:
         self.layout = layout
         self.mask = torch.ones(layout.shape, dtype=torch.bool, device=self.weight.device)
         self.dormant = torch.zeros_like(self.weight, requires_grad=False)
-        self._keep: Tensor | None = None
-        self._gone: Tensor | None = None
-        self._crossbars: int | None = None
-        self._whole = True
         self._operation = operation_of(module)
         self._stored_as_matrix = stored_as_matrix(module)
         self._groups = layout.conv_groups
@@ -44,27 +41,26 @@ class MaskedLayer:
         """The parameter."""
         return stored_weight(self.module)
 
-    @property
+    # Made once for each mask: on a GPU a count waits for all that is still to be computed.
+
+    @cached_property
     def kept(self) -> Tensor:
         """Bool tensor that broadcasts against the weight: True where it is kept."""
-        if self._keep is None:
-            self._keep = self.spread(self.mask)
-        return self._keep
+        return self.spread(self.mask)
 
-    @property
+    @cached_property
     def gone(self) -> Tensor:
         """Bool tensor that broadcasts against the weight: True where it is pruned."""
-        if self._gone is None:
-            self._gone = ~self.kept
-        return self._gone
+        return ~self.kept
 
-    @property
+    @cached_property
     def crossbars(self) -> int:
         """Compute crossbars that the mask leaves after packing."""
-        # Counted once for each mask: on a GPU a count waits for all that is still to be computed.
-        if self._crossbars is None:
-            self._crossbars = self.layout.crossbars(self.mask)
-        return self._crossbars
+        return self.layout.crossbars(self.mask)
+
+    @cached_property
+    def _whole(self) -> bool:
+        return bool(self.mask.all())
 
     def spread(self, values: Tensor) -> Tensor:
         """One value per group as a tensor that broadcasts against the weight.
@@ -113,8 +109,8 @@ class MaskedLayer:
 
     def _take_mask(self, mask: Tensor) -> None:
         self.mask = mask.to(self.weight.device)
-        self._keep = self._gone = self._crossbars = None
-        self._whole = bool(self.mask.all())
+        for made in ("kept", "gone", "crossbars", "_whole"):
+            self.__dict__.pop(made, None)
 
     @torch.no_grad()
     def enforce(self) -> None:

@@ -11,7 +11,7 @@ from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
 from crosspruner.solver.few_patches import FewPatches
-from crosspruner.solver.reduce import reduce_problem
+from crosspruner.solver.reduce import _stand_in, reduce_problem
 from crosspruner.sparsity import GroupLayout
 
 
@@ -127,6 +127,10 @@ def test_few_patches_give_the_same_problem(grain):
     torch.testing.assert_close(few.inverse, whole.inverse, **near)
     for rank in (2, 7):
         mine, theirs = reduce_problem(few, rank), reduce_problem(whole, rank)
+        for one, other in zip(
+            *(_stand_in(problem, rank, torch.float64) for problem in (few, whole)), strict=True
+        ):
+            torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-8)
         found_in_float32 = {"rtol": 1e-3, "atol": 1e-4}
         torch.testing.assert_close(mine.moment, theirs.moment, **found_in_float32)
         torch.testing.assert_close(mine.target, theirs.target, **found_in_float32)

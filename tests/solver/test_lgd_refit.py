@@ -13,7 +13,7 @@ from crosspruner.solver.exhaustive import best_of_all_refit
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.lgd_refit import solve_flops
 from crosspruner.solver.obs import affordable_rank
-from crosspruner.solver.reduce import condense_targets, reduce_problem
+from crosspruner.solver.reduce import _stand_in, condense_targets, reduce_problem
 
 from .test_refit import enumerate_refits, every_mask, random_layer, random_problem
 
@@ -98,6 +98,20 @@ def test_dead_inputs_few_samples_and_an_all_zero_layer(solve):
     refitted = join_weights(dead.solve(mask)[0], rows, outputs, 4)
     kept_rows = mask[:, torch.arange(4).repeat_interleave(rows)].T.repeat_interleave(2, 1)
     assert torch.allclose(refitted, weight * kept_rows)
+
+
+def test_directions_in_float64_bound_to_its_digits():
+    problem = random_problem(groups=6, height=5, batch=4, seed=1)
+    mask = every_mask(6, 3)[:4]
+    loss = problem.solve(mask)[1]
+
+    def bound(rank):
+        moment, target = _stand_in(problem, rank, torch.float64)
+        return RefitProblem(moment, target, problem.constant, 6).solve(mask)[1]
+
+    assert torch.allclose(bound(5), loss, rtol=1e-7)
+    for rank in (2, 3, 4):
+        assert (bound(rank) >= loss - 1e-9).all()
 
 
 def test_stand_in_is_exact_at_full_rank_and_an_upper_bound_below():
