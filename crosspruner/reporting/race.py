@@ -1,4 +1,4 @@
-"""A race read from its run folders: one row per network, method, grain, order and ratio."""
+"""A race read from its run folders: one row per network, part, method, grain, order and ratio."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 from crosspruner.errors import RunFolderError
 from crosspruner.reporting.run_folder import RunFolder, find_runs
 
-KEYS = ["network", "method", "grain", "reorder", "ratio"]
+KEYS = ["network", "part", "method", "grain", "reorder", "ratio"]
 """What tells one row from another; runs that differ in nothing else differ in their seed."""
 
 _MEASURED = {
@@ -31,7 +31,7 @@ def race_runs(folder: str | Path) -> pd.DataFrame:
         folder: OUT of that script; OUT/NETWORK/PART/JOB hold the runs.
 
     Returns:
-        A row per run: KEYS, part ("race", "headline" or "claims"), seed, dense, compute_dense,
+        A row per run: KEYS (part is "race", "headline" or "claims"), seed, dense, compute_dense,
         total_dense, and before, after, drop (accuracies, 0 to 1), saved, total_saved, compute,
         total, minutes.
 

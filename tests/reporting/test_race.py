@@ -54,6 +54,15 @@ def test_means_and_spreads_by_hand(race):
     assert "taylor" not in set(table["method"])  # not finished
 
 
+def test_runs_of_two_parts_are_no_seeds_of_one_another(race):
+    run(race, "headline", "lgd_rpp", 2, 0.84)  # as in the race, but for what trained it
+    table = standings(race_runs(race))
+    rows = table[(table["method"] == "lgd_rpp") & (table["ratio"] == 0.5)]
+    found = rows[rows["grain"] == "column"].set_index("part")
+    assert found["after"].to_dict() == pytest.approx({"race": 0.89, "headline": 0.84})
+    assert found["seeds"].to_dict() == {"race": 2, "headline": 1}
+
+
 def test_missing_rows_are_named(race):
     table = standings(race_runs(race))
     assert missing_rows(table, ["vgg8"], ["lgd_rpp", "magnitude"], [0.5]) == []
