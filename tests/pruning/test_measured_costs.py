@@ -14,7 +14,7 @@ from crosspruner.hardware import MappingSpec, plan_model
 from crosspruner.pruning.batch_norm import reestimate_all
 from crosspruner.pruning.budget import global_budget, prunable_layers, uniform_budget
 from crosspruner.pruning.budget_search import STEPS, between, search_between
-from crosspruner.pruning.divergence import HELD_OUT, HeldOut
+from crosspruner.pruning.held_out import HELD_OUT, HeldOut
 from crosspruner.pruning.layerwise import prune_layers, users_of
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.measured_costs import measured_costs, through
@@ -52,6 +52,27 @@ def test_bent_curves_never_fall_and_keep_the_last_cost(curve, costs):
     assert float(found.sum()) == pytest.approx(max(1e-9, *costs, 0.0), rel=1e-6)
 
 
+@pytest.mark.parametrize("images", [2, 5, 12])
+def test_each_image_fits_or_judges_and_swapping_turns_it_round(images):
+    batches = torch.arange(images).float()[:, None].split(2)
+    first, second = HeldOut(batches), HeldOut(batches, swapped=True)
+    parts = [torch.cat(half.fitting).flatten().tolist() for half in (first, second)]
+    assert sorted(parts[0] + parts[1]) == list(range(images))
+    assert len(parts[1]) == round(HELD_OUT * images)
+
+
+def test_the_error_of_logits_by_hand():
+    net = torch.nn.Linear(1, 3, bias=False)
+    net.weight.data = torch.tensor([[1.0], [2.0], [3.0]])
+    held = HeldOut([torch.tensor([[1.0], [2.0], [7.0], [7.0]])])  # the first two judge
+    held.expect(net)
+    assert held.error(net) == 0
+    net.weight.data += 5  # a shift of all logits changes no prediction
+    assert held.error(net) == pytest.approx(0, abs=1e-9)
+    net.weight.data[2] += 3  # off by (-1, -1, 2) times the image
+    assert held.error(net) == pytest.approx(6 * (1 + 4) / 2)
+
+
 @pytest.mark.parametrize("grain", ["crossbar", "column"])
 def test_the_cost_is_that_of_pruning_the_layer_alone(grain, monkeypatch):
     """Against `prune` on the same images, each layer by itself as far as it goes."""
@@ -71,7 +92,7 @@ def test_the_cost_is_that_of_pruning_the_layer_alone(grain, monkeypatch):
         torch.Generator().manual_seed(0),
     )
     with torch.no_grad():
-        truth = net(images[:judged]).log_softmax(1)
+        truth = net(images[:judged])
     for name, layout in layouts.items():
         ratio = len(curves[name]) * layout.crossbars_per_block / plan.compute_crossbars
         alone = cp.prune(
@@ -84,10 +105,10 @@ def test_the_cost_is_that_of_pruning_the_layer_alone(grain, monkeypatch):
             **CHIP,
         )
         with torch.no_grad():
-            pruned = alone.model(images[:judged]).log_softmax(1)
-        divergence = float((truth.exp() * (truth - pruned)).sum(1).mean())
-        assert divergence > 1e-4
-        assert float(found[name].sum()) == pytest.approx(divergence, rel=1e-3)
+            away = alone.model(images[:judged]) - truth
+        error = float((away - away.mean(1, keepdim=True)).square().sum(1).mean())
+        assert error > 1e-3
+        assert float(found[name].sum()) == pytest.approx(error, rel=1e-3)
 
 
 def test_the_points_between_two_budgets_are_whole_and_spend_as_much():
@@ -119,13 +140,18 @@ def test_the_step_goes_as_far_as_it_helps():
     for cheap in ("2", "9"):
         some = costs | {cheap: costs[cheap] * 1e-3}
         ends.append(global_budget(plan, layouts, 0.5, some))
-    held, settings = HeldOut(images), LayerwiseSettings(solver="taylor")
-    held.expect(net)
+    settings = LayerwiseSettings(solver="taylor")
+    halves = [HeldOut(images), HeldOut(images, swapped=True)]
+    for half in halves:
+        half.expect(net)
 
     def damage(blocks):
-        trial, seed = copy.deepcopy(net), torch.Generator().manual_seed(0)
-        prune_layers(trial, net, plan, layouts, blocks, held.fitting, {}, settings, seed)
-        return held.divergence(trial)
+        total = 0.0
+        for half in halves:
+            trial, seed = copy.deepcopy(net), torch.Generator().manual_seed(0)
+            prune_layers(trial, net, plan, layouts, blocks, half.fitting, {}, settings, seed)
+            total += half.error(trial)
+        return total
 
     steps = set()
     for start, end in itertools.permutations(ends, 2):
