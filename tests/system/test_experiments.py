@@ -38,6 +38,13 @@ def test_an_experiment_is_what_the_paper_sets(name):
     assert epochs == 60 if name.endswith("cifar10") else settings.schedule.finetune_epochs == 30
 
 
+@pytest.mark.parametrize(("typed", "epochs"), [("none", (0, 0, 0)), ("from_dense", (0, 2, 4))])
+def test_a_schedule_that_is_typed_is_not_overruled_by_the_experiment(typed, epochs):
+    config = composed("experiment=liang2018_vgg8_cifar10", f"schedule={typed}")
+    found = run_settings(config).schedule
+    assert (found.dense_epochs, found.prune_epochs, found.finetune_epochs) == epochs
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_a_valid_choice_on_its_own_and_in_an_experiment(method):
