@@ -51,7 +51,7 @@ report: install  ## Write the report of the newest sweep (or SWEEP=folder)
 
 reproduce-smoke: $(VENV)/.installed-dev  ## Race every method on the digits, as scripts/reproduce.sh does on CIFAR-10
 	PYTHON=$(BIN)/python OUT=$(SMOKE)/runs PAGE=$(SMOKE)/race.md NETWORKS=vgg8 SEEDS=0 RATIOS=0.6 \
-		WIDTH=0.125 DENSE_EPOCHS=4 EPOCHS=1 CLAIM_RATIOS=0.64 \
+		WIDTH=0.125 DENSE_EPOCHS=4 EPOCHS=1 CLAIM_RATIOS=0.64 SOLVERS="magnitude lgd_rpp" \
 		OVERRIDES="crossbar=128x128 data.batch_size=64 ++procedure.calibration_images=128 ++procedure.positions=32" \
 		scripts/reproduce.sh digits
 

@@ -29,6 +29,7 @@ EPOCHS=${EPOCHS:-60}                        # of each method, after the dense ne
 CLAIMS=${CLAIMS:-yes}                       # also the runs that check the paper's claims: ours trained
                                             # for DENSE_EPOCHS, and at other grains and orders
 CLAIM_RATIOS=${CLAIM_RATIOS:-}              # of the former; empty: see claims_of
+SOLVERS=${SOLVERS:-random magnitude lasso greedy lgd_rpp}  # compared right after pruning (claims)
 OVERRIDES=${OVERRIDES:-}                    # further keys of train.py, separated by spaces
 PYTHON=${PYTHON:-python}
 failed=0
@@ -50,6 +51,8 @@ else data=(data=cifar10 "data.dir=$DATA"); fi
 # One method, grain, order, ratio and seed = one folder, whatever else is asked for beside it.
 # shellcheck disable=SC2016
 job='${hydra:runtime.choices.method}_${grain.name}_${reorder}_r${ratio}_s${seed}'
+# shellcheck disable=SC2016
+untrained='${solver.name}_${grain.name}_${reorder}_${budget.name}_refit_${procedure.refit}_s${seed}'
 
 for network in $NETWORKS; do
   here=$OUT/$network
@@ -73,12 +76,23 @@ for network in $NETWORKS; do
     race claims method=lgd_rpp,lgd_rpp_uniform ratio="$(list $RATIOS)" grain=crossbar
     race claims method=lgd_rpp_uniform ratio="${RATIOS%% *}" grain=crossbar,column \
       reorder=none,importance,tetris
+
+    oneshot() {  # OVERRIDE...: the same, pruned at the last ratio and not trained at all
+      # shellcheck disable=SC2016
+      "$PYTHON" train.py -m "${common[@]}" schedule=none procedure=layerwise ratio="${RATIOS##* }" \
+        model.weights="$here/dense/pruned/weights.safetensors" grain=crossbar,column \
+        seed="$(list $SEEDS)" 'data.split_seed=${seed}' hydra.sweep.dir="$here/oneshot" \
+        hydra.sweep.subdir="$untrained" "$@" || failed=1
+    }
+    oneshot solver="$(list $SOLVERS)" procedure.refit=false,true reorder=none budget=uniform
+    oneshot solver="$(list $SOLVERS)" reorder=importance,tetris budget=uniform
+    oneshot solver=lgd_rpp reorder=none,importance,tetris budget=global
   fi
 done
 
 typed="NETWORKS='$NETWORKS' METHODS='$METHODS' RATIOS='$RATIOS' SEEDS='$SEEDS' WIDTH=$WIDTH \
 DENSE_EPOCHS=$DENSE_EPOCHS DENSE_LR=$DENSE_LR EPOCHS=$EPOCHS CLAIMS=$CLAIMS \
-CLAIM_RATIOS='$CLAIM_RATIOS' OVERRIDES='$OVERRIDES' scripts/reproduce.sh DATA_DIR"
+CLAIM_RATIOS='$CLAIM_RATIOS' SOLVERS='$SOLVERS' OVERRIDES='$OVERRIDES' scripts/reproduce.sh DATA_DIR"
 expected=()
 for network in $NETWORKS; do expected+=(--network "$network"); done
 for method in $METHODS; do expected+=(--method "$method"); done

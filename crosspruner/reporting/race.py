@@ -1,4 +1,4 @@
-"""A race read from its run folders: one row per network, part, method, grain, order and ratio."""
+"""A reproduction read from its run folders: a row for each way of pruning a network."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ import pandas as pd
 from crosspruner.errors import RunFolderError
 from crosspruner.reporting.run_folder import RunFolder, find_runs
 
-KEYS = ["network", "part", "method", "grain", "reorder", "ratio"]
+KEYS = ["network", "part", "method", "solver", "refit", "budget", "grain", "reorder", "ratio"]
 """What tells one row from another; runs that differ in nothing else differ in their seed."""
 
 _MEASURED = {
@@ -31,9 +31,9 @@ def race_runs(folder: str | Path) -> pd.DataFrame:
         folder: OUT of that script; OUT/NETWORK/PART/JOB hold the runs.
 
     Returns:
-        A row per run: KEYS (part is "race", "headline" or "claims"), seed, dense, compute_dense,
-        total_dense, and before, after, drop (accuracies, 0 to 1), saved, total_saved, compute,
-        total, minutes.
+        A row per run: KEYS (part is "race", "headline", "claims" or "oneshot"; refit is whether
+        weights were refitted in closed form), seed, dense, compute_dense, total_dense, and before,
+        after, drop (accuracies, 0 to 1), saved, total_saved, compute, total, minutes.
 
     Raises:
         RunFolderError: no run there has ended.
@@ -54,7 +54,8 @@ def _row(run: RunFolder, folder: Path) -> Iterable[dict]:
     network, part, _ = place
     yield {
         **{"network": network, "part": part, "seed": found["seed"]},
-        **{key: found[key] for key in ("method", "grain", "reorder", "ratio")},
+        **{key: found[key] for key in ("method", "solver", "budget", "grain", "reorder", "ratio")},
+        "refit": bool(run.config.get("procedure", {}).get("refit", False)),
         "dense": found["dense_accuracy"],
         "compute_dense": found["compute_crossbars_dense"],
         "total_dense": found["total_crossbars_dense"],

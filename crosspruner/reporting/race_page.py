@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
 from crosspruner.reporting.race import largest_saving, standings, top
+from crosspruner.reporting.solver_table import solver_table
 from crosspruner.reporting.svg import PALETTE, SERIES, drawing, new_axes, save_figure
 
 OURS = ("lgd_rpp", "lgd_rpp_uniform", "lgd_rpp_step", "both", "liang2018")
@@ -41,7 +42,7 @@ def race_page(runs: pd.DataFrame, out: Path, command: str, versions: str) -> str
         The page, Markdown.
     """
     race = standings(runs[runs["part"] == "race"])
-    rows = standings(runs)
+    rows = standings(runs[runs["part"] != "oneshot"])
     parts = ["# The race\n\nWritten by `scripts/race_table.py` from the run folders; not by hand."]
     for network in dict.fromkeys(rows["network"]):
         own, raced = rows[rows["network"] == network], race[race["network"] == network]
@@ -59,6 +60,9 @@ def race_page(runs: pd.DataFrame, out: Path, command: str, versions: str) -> str
             variants = standings(runs[(runs["network"] == network) & (runs["part"] == part)])
             if len(variants):
                 parts += [title, _table(variants, True)]
+        untrained = standings(runs[(runs["network"] == network) & (runs["part"] == "oneshot")])
+        if len(untrained):
+            parts.append(solver_table(untrained))
         figure = frontier(own)
         saved = save_figure(figure, out.with_suffix("") / network)
         address = saved[0].relative_to(out.parent).as_posix()

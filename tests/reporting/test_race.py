@@ -5,6 +5,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from crosspruner.errors import RunFolderError
@@ -14,12 +15,18 @@ from crosspruner.reporting.race_page import race_page
 ROOT = Path(__file__).parents[2]
 
 
-def run(folder, part, method, seed, after, ratio=0.5, grain="column", done=True, saved=None):
+def run(
+    folder, part, method, seed, after, ratio=0.5, grain="column", done=True, saved=None,
+    solver="lgd_rpp", budget="uniform", reorder="none", refit=True,
+):  # fmt: skip
     saved = ratio if saved is None else saved
-    place = folder / "vgg8" / part / f"{method}_{grain}_{ratio}_{seed}"
-    place.mkdir(parents=True)
+    ways = (method, grain, ratio, seed, solver, budget, reorder, refit)
+    place = folder / "vgg8" / part / "_".join(map(str, ways))
+    (place / ".hydra").mkdir(parents=True)
+    (place / ".hydra" / "config.yaml").write_text(yaml.safe_dump({"procedure": {"refit": refit}}))
     summary = {
-        "method": method, "grain": grain, "reorder": "none", "ratio": ratio, "seed": seed,
+        "method": method, "grain": grain, "reorder": reorder, "ratio": ratio, "seed": seed,
+        "solver": solver, "budget": budget,
         "dense_accuracy": 0.9, "accuracy": after, "accuracy_drop": 0.9 - after,
         "oneshot_accuracy": after - 0.1, "compute_saved": saved, "total_saved": saved / 2,
         "compute_crossbars": 1000 * (1 - saved), "total_crossbars": 2000 - 1000 * saved,
@@ -99,6 +106,28 @@ def test_the_page_says_who_is_ahead_and_what_the_paper_has(race, tmp_path):
     for suffix in ("svg", "png"):
         assert (tmp_path / "race" / f"vgg8.{suffix}").stat().st_size > 1000
     assert "![Accuracy against compute crossbars saved, vgg8](race/vgg8.svg)" in page
+
+
+def test_a_table_compares_solvers_without_training(race, tmp_path):
+    untrained = {"folder": race, "part": "oneshot", "method": "lgd_rpp", "ratio": 0.72}
+    for seed, after in enumerate((0.4, 0.6)):
+        run(**untrained, solver="magnitude", refit=False, seed=seed, after=after)
+    run(**untrained, solver="magnitude", seed=0, after=0.8)
+    run(**untrained, solver="lgd_rpp", refit=False, seed=0, after=0.7)
+    run(**untrained, solver="lgd_rpp", seed=0, after=0.9)
+    run(**untrained, solver="lgd_rpp", reorder="tetris", seed=0, after=0.91)
+    run(**untrained, solver="lgd_rpp", reorder="tetris", budget="global", seed=0, after=0.95)
+    page = race_page(race_runs(race), tmp_path / "race.md", "typed", "torch 1")
+    table = page.split("without any training:")[1].split("![")[0].strip().splitlines()
+    assert table == [
+        "| grain | solver | weights as they are | refitted | refitted, tetris "
+        "| refitted, tetris, global budget |",
+        "|---|---|---|---|---|---|",
+        "| column | magnitude | 40.00% ± 10.00 | 70.00% |  |  |",
+        "| column | lgd_rpp | **60.00%** | **80.00%** | **81.00%** | **85.00%** |",
+    ]
+    # they are no rows of the race, nor of what its frontier shows
+    assert "saves 72.00%" not in page
 
 
 def test_a_folder_without_a_race_is_refused(tmp_path):
