@@ -1,9 +1,9 @@
-"""How far a changed network's logits are from what they were, on images held out.
+"""How far a changed network's answers are from what they were, on images held out.
 
-Judged by the squared error of logits, not by the divergence of the predictions: few images make up
-most of a divergence, so that 256 of them often cannot tell apart two budgets that differ by a point
-of accuracy. The squared error can (docs/results.md), and in it errors of layers that have nothing
-to do with each other add up.
+Two measures. The divergence of the predictions is what counts, and tells well what single layers
+cost. Once all layers are pruned few images make up most of it, so that hundreds cannot tell apart
+two networks that differ by a point of accuracy; the squared error of the logits can
+(docs/results.md).
 
 Source: logits as what to match, Ba and Caruana, NIPS 2014; as the judge of a budget, ours.
 """
@@ -47,6 +47,14 @@ class HeldOut:
             network: in evaluation mode; its output (N, classes).
         """
         self._expected = [_logits(network, part) for part in self._judging]
+
+    def divergence(self, network: nn.Module) -> float:
+        """Mean Kullback-Leibler divergence of its predictions from the truth's, in nats."""
+        total = 0.0
+        for part, logits in zip(self._judging, self._expected, strict=True):
+            truth = logits.log_softmax(1)
+            total += float((truth.exp() * (truth - _logits(network, part).log_softmax(1))).sum())
+        return total / self._judged
 
     def error(self, network: nn.Module) -> float:
         """Squared error of the logits, >= 0: sum over classes, mean over images."""

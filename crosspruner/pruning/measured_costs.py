@@ -3,8 +3,8 @@
 The weighed output error of `cost_curves` is a second-order estimate with a diagonal Fisher: it
 takes errors at the positions of an output FM for unrelated, and large errors for small ones. In
 front of a global pool both are far from the truth. So each layer is pruned alone, refitted, at a
-few levels; the error of the network's logits, on images that the refit has not seen, says what each
-stretch of the estimated curve really costs.
+few levels; the divergence of the network's predictions, on images that the refit has not seen, says
+what each stretch of the estimated curve really costs.
 
 Source: measuring layers alone is the sensitivity analysis of Han et al., NIPS 2015; setting an
 estimated curve right by it is ours.
@@ -62,8 +62,8 @@ def measured_costs(
         generator: CPU generator of the positions drawn.
 
     Returns:
-        Layer name -> costs of the same shape, never falling: rise of the squared error of the
-        logits (`HeldOut.error`).
+        Layer name -> costs of the same shape, never falling: rise of the mean Kullback-Leibler
+        divergence, in nats, from what the network predicts with nothing removed.
     """
     images = HeldOut(batches)
     users = users_of(plan, layouts)
@@ -92,11 +92,11 @@ def measured_costs(
             write_weight(stop, new, moved_bias(stop, raw, new, settings))
             if stop.norm is not None:
                 walk.reestimate(walk.norms[stop.norm])
-            costs.append(images.error(trial))
+            costs.append(images.divergence(trial))
             before.restore()
         measured[stop.name] = through(curves[stop.name], levels, costs)
         log.info(
-            "%s alone, squared error of the logits: %s",
+            "%s alone, divergence of the predictions: %s",
             stop.name,
             ", ".join(f"{c:.4f} without {r}" for r, c in zip(levels, costs, strict=True)),
         )

@@ -61,6 +61,16 @@ def test_each_image_fits_or_judges_and_swapping_turns_it_round(images):
     assert len(parts[1]) == round(HELD_OUT * images)
 
 
+def test_the_divergence_of_predictions_by_hand():
+    net = torch.nn.Linear(1, 2, bias=False)
+    net.weight.data = torch.tensor([[0.0], [0.0]])
+    held = HeldOut([torch.tensor([[1.0], [0.0], [7.0], [7.0]])])  # the first two judge
+    held.expect(net)
+    assert held.divergence(net) == 0
+    net.weight.data = torch.tensor([[math.log(3)], [0.0]])  # 3/4 and 1/4, of the first image alone
+    assert held.divergence(net) == pytest.approx(math.log(4 / 3) / 4)
+
+
 def test_the_error_of_logits_by_hand():
     net = torch.nn.Linear(1, 3, bias=False)
     net.weight.data = torch.tensor([[1.0], [2.0], [3.0]])
@@ -92,7 +102,7 @@ def test_the_cost_is_that_of_pruning_the_layer_alone(grain, monkeypatch):
         torch.Generator().manual_seed(0),
     )
     with torch.no_grad():
-        truth = net(images[:judged])
+        truth = net(images[:judged]).log_softmax(1)
     for name, layout in layouts.items():
         ratio = len(curves[name]) * layout.crossbars_per_block / plan.compute_crossbars
         alone = cp.prune(
@@ -105,10 +115,10 @@ def test_the_cost_is_that_of_pruning_the_layer_alone(grain, monkeypatch):
             **CHIP,
         )
         with torch.no_grad():
-            away = alone.model(images[:judged]) - truth
-        error = float((away - away.mean(1, keepdim=True)).square().sum(1).mean())
-        assert error > 1e-3
-        assert float(found[name].sum()) == pytest.approx(error, rel=1e-3)
+            pruned = alone.model(images[:judged]).log_softmax(1)
+        divergence = float((truth.exp() * (truth - pruned)).sum(1).mean())
+        assert divergence > 1e-4
+        assert float(found[name].sum()) == pytest.approx(divergence, rel=1e-3)
 
 
 def test_the_points_between_two_budgets_are_whole_and_spend_as_much():
