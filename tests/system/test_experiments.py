@@ -45,6 +45,12 @@ def test_a_schedule_that_is_typed_is_not_overruled_by_the_experiment(typed, epoc
     assert (found.dense_epochs, found.prune_epochs, found.finetune_epochs) == epochs
 
 
+@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.05), ("adamw", 1e-3)])
+def test_an_optimizer_that_is_typed_keeps_its_learning_rate(optimizer, rate):
+    config = composed("experiment=liang2018_vgg8_cifar10", f"optimizer={optimizer}")
+    assert config.optimizer.lr == rate
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_is_a_valid_choice_on_its_own_and_in_an_experiment(method):
