@@ -65,9 +65,8 @@ def main(
     bfloat16: bool,
     **how: object,
 ) -> None:
-    module = FolderData(data, num_workers=0)
+    module = FolderData(data, num_workers=0, calibration_seed=seed)
     module.setup()
-    module.split_seed = seed  # of what calibrates; what is held out stays as it was in training
     net = build_model(network, module.num_classes, module.image_size, width=width).eval()
     load_weights(net, weights)
     batches = [batch[0] for batch in module.calibration_batches(images)]

@@ -27,9 +27,10 @@ DENSE_EPOCHS=${DENSE_EPOCHS:-100}
 DENSE_LR=${DENSE_LR:-0.1}
 EPOCHS=${EPOCHS:-60}                        # of each method, after the dense network
 CLAIMS=${CLAIMS:-yes}                       # also the runs that check the paper's claims: ours trained
-                                            # for DENSE_EPOCHS, and at other grains and orders
+                                            # for DENSE_EPOCHS, ours at other grains and orders, and
+                                            # layer-wise solvers, refit, orders and budgets, untrained
 CLAIM_RATIOS=${CLAIM_RATIOS:-}              # of the former; empty: see claims_of
-SOLVERS=${SOLVERS:-random magnitude lasso greedy lgd_rpp}  # compared right after pruning (claims)
+SOLVERS=${SOLVERS:-random magnitude lasso greedy lgd_rpp}  # layer-wise ones, of the latter
 OVERRIDES=${OVERRIDES:-}                    # further keys of train.py, separated by spaces
 PYTHON=${PYTHON:-python}
 failed=0
@@ -52,7 +53,7 @@ else data=(data=cifar10 "data.dir=$DATA"); fi
 # shellcheck disable=SC2016
 job='${hydra:runtime.choices.method}_${grain.name}_${reorder}_r${ratio}_s${seed}'
 # shellcheck disable=SC2016
-untrained='${solver.name}_${grain.name}_${reorder}_${budget.name}_refit_${procedure.refit}_s${seed}'
+untrained='${solver.name}_${grain.name}_${reorder}_${budget.name}_refit_${procedure.refit}_r${ratio}_s${seed}'
 
 for network in $NETWORKS; do
   here=$OUT/$network
@@ -81,7 +82,7 @@ for network in $NETWORKS; do
       # shellcheck disable=SC2016
       "$PYTHON" train.py -m "${common[@]}" schedule=none procedure=layerwise ratio="${RATIOS##* }" \
         model.weights="$here/dense/pruned/weights.safetensors" grain=crossbar,column \
-        seed="$(list $SEEDS)" 'data.split_seed=${seed}' hydra.sweep.dir="$here/oneshot" \
+        seed="$(list $SEEDS)" 'data.calibration_seed=${seed}' hydra.sweep.dir="$here/oneshot" \
         hydra.sweep.subdir="$untrained" "$@" || failed=1
     }
     oneshot solver="$(list $SOLVERS)" procedure.refit=false,true reorder=none budget=uniform

@@ -17,7 +17,7 @@ from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)
 
-STEPS = (0.0, 0.25, 0.5, 1.0)
+STEPS = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Lengths of the step that are tried."""
 
 
@@ -62,9 +62,13 @@ def search_between(
     for half in halves:
         half.expect(dense)
     quick, draws = replace(settings, solver="taylor"), generator.get_state()
-    found: list[tuple[float, dict[str, int]]] = []
-    for step in STEPS:
-        blocks, error = between(plan, layouts, ratio, start, end, step), 0.0
+    points = [between(plan, layouts, ratio, start, end, step) for step in STEPS]
+    errors: dict[tuple[int, ...], float] = {}  # points of a short line may be the same
+    for blocks in points:
+        point = tuple(blocks.values())
+        if point in errors:
+            continue
+        errors[point] = 0.0
         for half in halves:
             generator.set_state(draws)
             trial = copy.deepcopy(dense)
@@ -72,13 +76,13 @@ def search_between(
                 *(trial, dense, plan, layouts, blocks, half.fitting, weights, quick, generator),
                 level=logging.DEBUG,
             )
-            error += half.error(trial) / len(halves)
-        found.append((error, blocks))
+            errors[point] += half.error(trial) / len(halves)
+    found = [errors[tuple(blocks.values())] for blocks in points]
     log.info(
         "squared error of the logits from the uniform to the estimated budget: %s",
-        ", ".join(f"{d:.4f} at {s:g}" for s, (d, _) in zip(STEPS, found, strict=True)),
+        ", ".join(f"{d:.4f} at {s:g}" for s, d in zip(STEPS, found, strict=True)),
     )
-    return min(found, key=lambda pair: pair[0])[1]
+    return points[found.index(min(found))]
 
 
 def between(

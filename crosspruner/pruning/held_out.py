@@ -3,7 +3,7 @@
 Two measures. The divergence of the predictions is what counts, and tells well what single layers
 cost. Once all layers are pruned few images make up most of it, so that hundreds cannot tell apart
 two networks that differ by a point of accuracy; the squared error of the logits can
-(docs/results.md).
+(docs/measurements.md).
 
 Source: logits as what to match, Ba and Caruana, NIPS 2014; as the judge of a budget, ours.
 """

@@ -108,12 +108,10 @@ class MomentSums:
         # (G, FMs, images, kernel, positions) -> (B, d, n)
         x = x.transpose(2, 3).reshape(self.bands, self.rows, -1)
         y = y.unflatten(1, (layout.conv_groups, -1)).permute(1, 2, 0, 3).flatten(2)
-        # A row of ones beside the outputs: the inputs' sums come with the products.
-        beside = torch.cat([y, y.new_ones(len(y), 1, y.shape[2])], 1)
-        products = x @ beside.repeat_interleave(self.runs, 0).mT
-        self.sums["cross"] += products[..., :-1]
-        self.sums["mean_in"] += products[..., -1]
+        per_band = y.repeat_interleave(self.runs, 0)
+        self.sums["cross"] += x @ per_band.mT
         self.sums["energy"] += torch.linalg.vector_norm(y, dim=2, dtype=torch.float64).square()
+        self.sums["mean_in"] += x.sum(2, dtype=torch.float64)
         self.sums["mean_out"] += y.sum(2, dtype=torch.float64)
         self.sums["samples"] += x.shape[2]
         if not self._keep([x[0].mT]):

@@ -44,9 +44,10 @@ def race_page(runs: pd.DataFrame, out: Path, command: str, versions: str) -> str
     race = standings(runs[runs["part"] == "race"])
     rows = standings(runs[runs["part"] != "oneshot"])
     parts = ["# The race\n\nWritten by `scripts/race_table.py` from the run folders; not by hand."]
-    for network in dict.fromkeys(rows["network"]):
+    for network in dict.fromkeys(runs["network"]):
         own, raced = rows[rows["network"] == network], race[race["network"] == network]
-        first = top(own, "seeds")
+        untrained = standings(runs[(runs["network"] == network) & (runs["part"] == "oneshot")])
+        first = top(own if len(own) else untrained, "seeds")
         parts.append(
             f"## {network}\n\nDense {_percent(first['dense'])}, {first['compute_dense']:,.0f} "
             f"compute crossbars, {first['total_dense']:,.0f} in all. All methods start from this "
@@ -55,14 +56,16 @@ def race_page(runs: pd.DataFrame, out: Path, command: str, versions: str) -> str
         )
         if len(raced):
             parts += [_table(raced), "\n".join(_ahead(raced))]
-        parts.append("\n".join(_against_the_paper(own, network)))
+        if len(own):
+            parts.append("\n".join(_against_the_paper(own, network)))
         for part, title in FURTHER.items():
             variants = standings(runs[(runs["network"] == network) & (runs["part"] == part)])
             if len(variants):
                 parts += [title, _table(variants, True)]
-        untrained = standings(runs[(runs["network"] == network) & (runs["part"] == "oneshot")])
         if len(untrained):
             parts.append(solver_table(untrained))
+        if own.empty:
+            continue
         figure = frontier(own)
         saved = save_figure(figure, out.with_suffix("") / network)
         address = saved[0].relative_to(out.parent).as_posix()
@@ -152,7 +155,7 @@ def frontier(table: pd.DataFrame) -> Figure:
     Args:
         table: rows of one network from `standings`.
     """
-    # Of several orders of one method at one ratio, the best stands for it.
+    # Of several orders and lengths of training of one method at one ratio, the best stands for it.
     best = table.sort_values("after", ascending=False).drop_duplicates(["method", "grain", "ratio"])
     lines = list(best.groupby(["method", "grain"]))
     with drawing():

@@ -1,6 +1,6 @@
 """What solver, refit, order and budget are worth: accuracies right after pruning, untrained."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -38,7 +38,18 @@ def _at_one_ratio(table: pd.DataFrame, ratio: Any) -> str:
     for (grain, solver), found in sorted(cells.items(), key=lambda cell: _weakest_first(*cell)):
         shown = [_cell(found[way], best[grain, way]) if way in found else "" for way in ways]
         lines.append(f"| {grain} | {solver} | " + " | ".join(shown) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", _seeds(rows)])
+
+
+def _seeds(rows: Sequence[Mapping[Any, Any]]) -> str:
+    """How many seeds the cells are of, and which have fewer than the others."""
+    most = max(row["seeds"] for row in rows)
+    fewer = [
+        f"{row['grain']} {row['solver']} {_title(_way(row))} ({row['seeds']})"
+        for row in rows
+        if row["seeds"] < most
+    ]
+    return f"Seeds: {most}" + (f", but for {'; '.join(fewer)}" if fewer else "") + "."
 
 
 def _way(row: Mapping[Any, Any]) -> tuple:

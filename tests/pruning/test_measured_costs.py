@@ -59,6 +59,12 @@ def test_each_image_fits_or_judges_and_swapping_turns_it_round(images):
     parts = [torch.cat(half.fitting).flatten().tolist() for half in (first, second)]
     assert sorted(parts[0] + parts[1]) == list(range(images))
     assert len(parts[1]) == round(HELD_OUT * images)
+    net = torch.nn.Linear(1, 2, bias=False)
+    for half, judging in ((first, parts[1]), (second, parts[0])):
+        net.weight.data = torch.zeros(2, 1)
+        half.expect(net)
+        net.weight.data = torch.tensor([[1.0], [-1.0]])  # off by the image, and by minus the image
+        assert half.error(net) == pytest.approx(2 * sum(x**2 for x in judging) / len(judging))
 
 
 def test_the_divergence_of_predictions_by_hand():
@@ -141,7 +147,9 @@ def test_the_points_between_two_budgets_are_whole_and_spend_as_much():
     assert between(plan, layouts, 0.5, start, end, 1.0) == end
 
 
-def test_the_step_goes_as_far_as_it_helps():
+def test_the_step_goes_as_far_as_it_helps(monkeypatch):
+    # whole networks are judged by their logits, not by their predictions
+    monkeypatch.delattr(HeldOut, "divergence")
     net, images = make_net().eval(), torch.cat(make_images()).double().split(12)
     plan = plan_model(net, (3, 6, 6), grain="crossbar", **CHIP)
     layouts = prunable_layers(plan, "crossbar")

@@ -38,9 +38,12 @@ def test_an_experiment_is_what_the_paper_sets(name):
     assert epochs == 60 if name.endswith("cifar10") else settings.schedule.finetune_epochs == 30
 
 
+@pytest.mark.parametrize(
+    "name", ["vgg8_cifar10", *(pytest.param(n, marks=pytest.mark.slow) for n in OTHERS)]
+)
 @pytest.mark.parametrize(("typed", "epochs"), [("none", (0, 0, 0)), ("from_dense", (0, 2, 4))])
-def test_a_schedule_that_is_typed_is_not_overruled_by_the_experiment(typed, epochs):
-    config = composed("experiment=liang2018_vgg8_cifar10", f"schedule={typed}")
+def test_a_schedule_that_is_typed_is_not_overruled_by_the_experiment(name, typed, epochs):
+    config = composed(f"experiment=liang2018_{name}", f"schedule={typed}")
     found = run_settings(config).schedule
     assert (found.dense_epochs, found.prune_epochs, found.finetune_epochs) == epochs
 

@@ -86,6 +86,18 @@ def test_calibration_images_are_plain_training_images_and_repeat():
     assert all(tuple(image.flatten().tolist()) in training for image in drawn)
 
 
+def test_other_calibration_images_leave_what_is_held_out_alone():
+    one, other = small(batch_size=8), small(batch_size=8, calibration_seed=1)
+    assert not equal(batches(one.calibration_batches(20)), batches(other.calibration_batches(20)))
+    assert equal(batches(one.val_dataloader()), batches(other.val_dataloader()))
+    assert equal(batches(one.test_dataloader()), batches(other.test_dataloader()))
+    moved = small(batch_size=8, split_seed=1).calibration_batches(20)
+    typed = small(batch_size=8, split_seed=1, calibration_seed=1).calibration_batches(20)
+    assert equal(batches(moved), batches(typed))  # not given, it goes with the split
+    with pytest.raises(DataError, match="calibration_seed"):
+        small(calibration_seed=-1)
+
+
 def test_augmented_calibration_varies_the_same_images_and_repeats():
     data = small(batch_size=8)
     plain, varied = (

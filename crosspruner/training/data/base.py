@@ -52,6 +52,7 @@ class ImageData(pl.LightningDataModule, ABC):
         seed: >= 0; of the batch order and the augmentation.
         split_seed: >= 0; of the held-out parts. Apart from `seed`, so that runs with other seeds
             that start from one checkpoint never validate on images it was trained on.
+        calibration_seed: >= 0; of which training images calibrate; None = `split_seed`.
         mean, std: per channel on a scale of 0 to 1; None measures the training images.
 
     Raises:
@@ -70,6 +71,7 @@ class ImageData(pl.LightningDataModule, ABC):
         horizontal_flip: bool = True,
         seed: int = 0,
         split_seed: int = 0,
+        calibration_seed: int | None = None,
         mean: Sequence[float] | None = None,
         std: Sequence[float] | None = None,
     ) -> None:
@@ -80,6 +82,9 @@ class ImageData(pl.LightningDataModule, ABC):
         check_count("crop_padding", crop_padding, least=0)
         check_count("seed", seed, least=0)
         check_count("split_seed", split_seed, least=0)
+        if calibration_seed is None:
+            calibration_seed = split_seed
+        check_count("calibration_seed", calibration_seed, least=0)
         if (mean is None) != (std is None):
             raise DataError("data.mean and data.std belong together: give both, or neither.")
         self.batch_size = batch_size
@@ -90,6 +95,7 @@ class ImageData(pl.LightningDataModule, ABC):
         self.horizontal_flip = horizontal_flip
         self.seed = seed
         self.split_seed = split_seed
+        self.calibration_seed = calibration_seed
         self._mean_std = None if mean is None or std is None else (tuple(mean), tuple(std))
         self._splits: Splits | None = None
 
@@ -163,16 +169,16 @@ class ImageData(pl.LightningDataModule, ABC):
 
         Returns:
             An iterable of batches that can be iterated again and gives the same ones each time, on
-            every process. The images are drawn at random from `split_seed`.
+            every process. The images are drawn at random from `calibration_seed`.
         """
         if num_images < 1:
             raise DataError(f"{num_images} calibration images asked for: at least 1 is needed.")
         train = self.splits.train
-        generator = keyed_generator(Stream.CALIBRATION, self.split_seed)
+        generator = keyed_generator(Stream.CALIBRATION, self.calibration_seed)
         chosen = torch.randperm(len(train), generator=generator)[:num_images]
         images = train.subset(chosen).transformed(self.eval_transform())
         if augmented:
-            images = images.transformed(self.train_transform(), self.split_seed)
+            images = images.transformed(self.train_transform(), self.calibration_seed)
         return self._loader(images, ShareSampler(len(images)))
 
     def test_batches(self, num_images: int | None = None) -> DataLoader:

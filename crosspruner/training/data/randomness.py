@@ -21,7 +21,7 @@ class Stream(IntEnum):
     AUGMENTATION = 2
     """Key (seed, epoch * size + index of the image, or of the first one of the batch)."""
     CALIBRATION = 3
-    """Which images calibrate: key (split_seed)."""
+    """Which images calibrate: key (calibration_seed); of the test images, key (split_seed)."""
     SYNTHETIC = 4
     """Made-up images: key (split_seed)."""
     NETWORK = 5
