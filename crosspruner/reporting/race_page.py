@@ -44,7 +44,7 @@ def race_page(runs: pd.DataFrame, out: Path, command: str, versions: str) -> str
     race = standings(runs[runs["part"] == "race"])
     rows = standings(runs[runs["part"] != "oneshot"])
     parts = ["# The race\n\nWritten by `scripts/race_table.py` from the run folders; not by hand."]
-    for network in dict.fromkeys(runs["network"]):
+    for network in sorted(set(runs["network"])):
         own, raced = rows[rows["network"] == network], race[race["network"] == network]
         untrained = standings(runs[(runs["network"] == network) & (runs["part"] == "oneshot")])
         first = top(own if len(own) else untrained, "seeds")
