@@ -1,6 +1,6 @@
 """A reproduction read from its run folders: a row for each way of pruning a network."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,17 @@ def missing_rows(
         for ratio in ratios
         if (network, method, ratio) not in there
     ]
+
+
+def percent(accuracy: float | None) -> str:
+    """An accuracy, 0 to 1, in words where it is not known."""
+    return "unknown" if accuracy is None or pd.isna(accuracy) else f"{accuracy:.2%}"
+
+
+def with_spread(row: Mapping[Any, Any], name: str) -> str:
+    """A mean accuracy of a row of `standings`, "before" or "after", with its spread over seeds."""
+    shown = percent(row[name])
+    return f"{shown} ± {100 * row[f'{name}_spread']:.2f}" if row["seeds"] > 1 else shown
 
 
 def top(table: pd.DataFrame, by: str) -> dict[str, Any]:

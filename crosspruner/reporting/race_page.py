@@ -1,14 +1,12 @@
 """The page of a race: its table, who is ahead, the paper's figures, each network's frontier."""
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, PercentFormatter
 
-from crosspruner.reporting.race import largest_saving, standings, top
+from crosspruner.reporting.race import largest_saving, percent, standings, top, with_spread
 from crosspruner.reporting.solver_table import solver_table
 from crosspruner.reporting.svg import PALETTE, SERIES, drawing, new_axes, save_figure
 
@@ -49,7 +47,7 @@ def race_page(runs: pd.DataFrame, out: Path, command: str, versions: str) -> str
         untrained = standings(runs[(runs["network"] == network) & (runs["part"] == "oneshot")])
         first = top(own if len(own) else untrained, "seeds")
         parts.append(
-            f"## {network}\n\nDense {_percent(first['dense'])}, {first['compute_dense']:,.0f} "
+            f"## {network}\n\nDense {percent(first['dense'])}, {first['compute_dense']:,.0f} "
             f"compute crossbars, {first['total_dense']:,.0f} in all. All methods start from this "
             "network, train for the same number of epochs on the same data, and are counted on "
             "the same crossbars; ± is the standard deviation over the seeds."
@@ -85,21 +83,12 @@ def _table(table: pd.DataFrame, variants: bool = False) -> str:
         own = f" {row['grain']} | {row['reorder']} |" if variants else ""
         name = f"**{row['method']}**" if row["method"] in OURS else row["method"]
         lines.append(
-            f"| {name} |{own} {row['ratio']:.1%} | {_spread(row, 'before')} "
-            f"| {_spread(row, 'after')} | {100 * row['drop']:.2f} "
+            f"| {name} |{own} {row['ratio']:.1%} | {with_spread(row, 'before')} "
+            f"| {with_spread(row, 'after')} | {100 * row['drop']:.2f} "
             f"| {row['compute']:,.0f} | {row['saved']:.2%} | {row['total']:,.0f} "
             f"| {row['minutes']:.1f} | {row['seeds']} |"
         )
     return "\n".join(lines)
-
-
-def _spread(row: Mapping[Any, Any], name: str) -> str:
-    shown = _percent(row[name])
-    return f"{shown} ± {100 * row[f'{name}_spread']:.2f}" if row["seeds"] > 1 else shown
-
-
-def _percent(value: float | None) -> str:
-    return "unknown" if value is None or pd.isna(value) else f"{value:.2%}"
 
 
 def _ahead(table: pd.DataFrame) -> list[str]:

@@ -5,7 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-_ORDERS = ("none", "importance", "tetris", "best")
+from crosspruner.pruning.layer_order import REORDERS
+from crosspruner.reporting.race import with_spread
 
 
 def solver_table(table: pd.DataFrame) -> str:
@@ -54,13 +55,13 @@ def _seeds(rows: Sequence[Mapping[Any, Any]]) -> str:
 
 def _way(row: Mapping[Any, Any]) -> tuple:
     """Sorts as the columns stand: budget, refit, order."""
-    return row["budget"] != "uniform", row["budget"], row["refit"], _ORDERS.index(row["reorder"])
+    return row["budget"] != "uniform", row["budget"], row["refit"], REORDERS.index(row["reorder"])
 
 
 def _title(way: tuple) -> str:
     _, budget, refit, order = way
     parts = ["refitted" if refit else "weights as they are"]
-    parts += [_ORDERS[order]] if order else []
+    parts += [REORDERS[order]] if order else []
     parts += [f"{budget} budget"] if budget != "uniform" else []
     return ", ".join(parts)
 
@@ -70,7 +71,5 @@ def _weakest_first(place: tuple, found: Mapping[tuple, Mapping[str, Any]]) -> tu
 
 
 def _cell(row: Mapping[str, Any], best: float) -> str:
-    shown = f"{row['before']:.2%}"
-    if row["seeds"] > 1:
-        shown += f" ± {100 * row['before_spread']:.2f}"
+    shown = with_spread(row, "before")
     return f"**{shown}**" if row["before"] == best else shown
