@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from crosspruner.pruning.moments import Moments
-from crosspruner.solver.few_patches import FewPatches
+from crosspruner.solver.refit import RefitProblem
 
 # One batch of factors holds at most this many entries (float64: 256 MB).
 _CHUNK_ENTRIES = 2**25
@@ -43,36 +43,51 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
     by_output = mask.to(old.device)[layout.unit_of_output.to(old.device)]
     support, band, place = _supports(by_output, moments)
     new = torch.zeros_like(old)
-    kept = support.sum(1)
     shared = torch.bincount(place[0], minlength=len(support))
     # The outputs of each support, one after the other.
     outputs = torch.argsort(place[0], stable=True)
     first = shared.cumsum(0) - shared
-    few = FewPatches.of(moments.patches, moments.width, float(pull[0]))
-    for size, copies in torch.stack([kept, shared], 1).unique(dim=0).tolist():
-        if not size:
+    whole = None
+    if len(system) == 1:
+        problems = system[0], target[0].T.unsqueeze(2), moments.energy[0]
+        groups, patches = support.shape[1], moments.patches
+        whole = RefitProblem(*problems, groups, patches=patches, ridge=float(pull))
+    for copies in shared.unique().tolist():
+        alike = (shared == copies).nonzero().squeeze(1)
+        which = first[alike].unsqueeze(1) + torch.arange(copies, device=old.device)
+        column = place[1][outputs[which]]
+        if whole is None:
+            _refit_bands(system, target, new, support[alike], band[alike], column)
             continue
-        alike = ((kept == size) & (shared == copies)).nonzero().squeeze(1)
-        if few is not None and few.number < size * moments.width:
-            for part in alike.split(few.at_once(copies)):
-                which = first[part].unsqueeze(1) + torch.arange(copies, device=old.device)
-                column = place[1][outputs[which]]
-                solution = few.solve(support[part], target[0, :, column])
-                new[0, :, column.flatten()] = solution.flatten(1)
-            continue
-        entries = 3 * (size * moments.width) ** 2
-        for part in alike.split(max(1, _CHUNK_ENTRIES // entries)):
-            groups = support[part].nonzero()[:, 1].view(len(part), size)
-            within = torch.arange(moments.width, device=old.device)
-            rows = (groups.unsqueeze(2) * moments.width + within).flatten(1)
-            own = band[part].view(-1, 1, 1)
-            factor = torch.linalg.cholesky(system[own, rows.unsqueeze(2), rows.unsqueeze(1)])
-            which = first[part].unsqueeze(1) + torch.arange(copies, device=old.device)
-            column = place[1][outputs[which]].unsqueeze(1)
-            solution = torch.cholesky_solve(target[own, rows.unsqueeze(2), column], factor)
-            new[own, rows.unsqueeze(2), column] = solution
+        solution, _ = whole.merged(column).solve(support[alike])
+        new[0, :, column.flatten()] = solution.transpose(0, 1).flatten(1)
     refitted = moments.unplace(new, weight)
     return refitted * layout.expand_like(mask, weight).to(weight.device)
+
+
+def _refit_bands(
+    system: Tensor, target: Tensor, new: Tensor, support: Tensor, band: Tensor, column: Tensor
+) -> None:
+    """Write into `new` (B, d, o) the weights of equally many outputs (s, c) for each support.
+
+    Args:
+        system: (B, d, d) of each band; target: (B, d, o).
+        support: (s, groups of a run) bool, of the bands (s,).
+        column: (s, c) the outputs of each support among those of its band.
+    """
+    width = system.shape[1] // support.shape[1]
+    within = torch.arange(width, device=system.device)
+    kept = support.sum(1)
+    for size in kept[kept > 0].unique().tolist():
+        entries = 3 * (size * width) ** 2
+        alike = (kept == size).nonzero().squeeze(1)
+        for part in alike.split(max(1, _CHUNK_ENTRIES // entries)):
+            groups = support[part].nonzero()[:, 1].view(len(part), size)
+            rows = (groups.unsqueeze(2) * width + within).flatten(1)
+            own, which = band[part].view(-1, 1, 1), column[part].unsqueeze(1)
+            factor = torch.linalg.cholesky(system[own, rows.unsqueeze(2), rows.unsqueeze(1)])
+            solution = torch.cholesky_solve(target[own, rows.unsqueeze(2), which], factor)
+            new[own, rows.unsqueeze(2), which] = solution
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from crosspruner.errors import SolverError
 from crosspruner.solver.blocks import check_moments, padded_rows, ridge_of, take_outputs
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.few_patches import FewPatches
+from crosspruner.solver.refined import solve_blocks
 
 # One chunk of a batch holds at most this many entries (float64: 512 MB).
 CHUNK_ENTRIES = 2**26
@@ -158,6 +159,12 @@ class RefitProblem:
         rows = replace(self, moment=moment, target=self.target[part], constant=self.constant[part])
         return rows.sharing(self) if shared else rows
 
+    def merged(self, which: Tensor) -> "RefitProblem":
+        """Problems (b, c) of a shared moment, c at a time under one mask: b problems."""
+        target = self.target[which].transpose(1, 2).flatten(2)
+        merged = replace(self, target=target, constant=self.constant[which].sum(1))
+        return merged.sharing(self)
+
     def sharing(self, other: "RefitProblem") -> "RefitProblem":
         """This problem, which makes once with another what is made of their one moment."""
         object.__setattr__(self, "_made", other._made)
@@ -191,7 +198,7 @@ class RefitProblem:
                     weights[problems] = found.transpose(0, 1)
                     loss[problems] -= (target * found).sum((0, 2))
                 continue
-            for problems in same.split(max(1, CHUNK_ENTRIES // (2 * size * size))):
+            for problems in same.split(max(1, CHUNK_ENTRIES // (size * size))):
                 solve = self._remove if by_pruned else self._keep
                 weights[problems], loss[problems] = solve(problems, mask[problems])
         return weights, loss
@@ -199,13 +206,14 @@ class RefitProblem:
     def _keep(self, problems: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """V_S = H_SS^-1 T_S for problems (b,) that keep equally many groups, by mask (b, P)."""
         rows = self._rows_of(mask)
+        target = self.target[problems.unsqueeze(1), rows]
         if self.moment.ndim == 2:
-            system = self.moment[rows.unsqueeze(2), rows.unsqueeze(1)]
+            rounded = self._once("moment in float32", self.moment.float)
+            solution = solve_blocks(self.moment, rounded, rows, target)
         else:
             own = problems.view(-1, 1, 1)
             system = self.moment[own, rows.unsqueeze(2), rows.unsqueeze(1)]
-        target = self.target[problems.unsqueeze(1), rows]
-        solution = torch.cholesky_solve(target, cholesky(system))
+            solution = torch.cholesky_solve(target, cholesky(system))
         weights = torch.zeros_like(self.target[problems])
         weights.scatter_(1, rows.unsqueeze(2).expand_as(solution), solution)
         return weights, self.constant[problems] - (target * solution).sum((1, 2))
@@ -215,8 +223,8 @@ class RefitProblem:
         rows = self._rows_of(~mask)
         dense = self.inverse_times(self.target[problems])
         removed = dense.gather(1, rows.unsqueeze(2).expand(-1, -1, dense.shape[2]))
-        factor = cholesky(self.inverse[rows.unsqueeze(2), rows.unsqueeze(1)])
-        scaled = torch.cholesky_solve(removed, factor)
+        rounded = self._once("inverse in float32", self.inverse.float)
+        scaled = solve_blocks(self.inverse, rounded, rows, removed)
         spread = torch.zeros_like(dense).scatter_(1, rows.unsqueeze(2).expand_as(scaled), scaled)
         weights = dense - self.inverse_times(spread)
         weights.scatter_(1, rows.unsqueeze(2).expand_as(scaled), 0.0)
