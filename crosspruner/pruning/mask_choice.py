@@ -2,7 +2,8 @@
 
 The solvers know rows: so many groups of each output (group). Here the layer's budget is shared out
 among the rows first, by what each removal would cost; then a solver chooses within each row; then,
-at column grain, the choice is put onto the staircase of packed columns.
+at column grain, the choice is put onto the staircase of packed columns; then, after solvers that
+search, rows trade groups while the loss of the layer falls.
 """
 
 import torch
@@ -10,10 +11,14 @@ from torch import Tensor
 
 from crosspruner.solver import LayerProblem, choose_mask, share_out
 from crosspruner.solver.allocate import rising_costs
+from crosspruner.solver.exchange import exchange
 from crosspruner.solver.judge import Judge, judge_of
 from crosspruner.sparsity import GroupLayout, project
 
 _ROUNDS = 4
+
+SEARCHING = ("greedy", "lgd_rpp", "obs_group")
+"""Solvers that end in a local search, which goes on between the rows of a layer."""
 
 
 @torch.no_grad()
@@ -59,9 +64,11 @@ def choose_layer_mask(
         seed = int(torch.randint(2**31, (1,), generator=generator))
         generator = torch.Generator(problem.gram.device).manual_seed(seed)
     mask = choose_mask(problem, keep, solver, generator, refit=refitted)
-    if layout.grain == "crossbar":
-        return mask.cpu()
-    return _onto_staircase(judge, mask, blocks, layout)
+    if layout.grain == "column":
+        mask = _onto_staircase(judge, mask, blocks, layout)
+    if solver in SEARCHING:
+        mask = exchange(judge, mask, pools(layout).to(mask.device))
+    return mask.cpu()
 
 
 @torch.no_grad()
@@ -97,11 +104,20 @@ def _onto_staircase(judge: Judge, mask: Tensor, blocks: int, layout: GroupLayout
     Each projection changes what the columns are worth to each other, so they are ranked anew a few
     times and the mask of least loss is taken.
     """
-    best, least = mask.cpu(), torch.inf
+    best, least = mask, torch.inf
     for _ in range(_ROUNDS):
         mask = project(judge.worth(mask).cpu(), blocks, layout).to(mask.device)
         loss = float(judge.loss(mask).sum())
         if loss >= least:
             break
-        best, least = mask.cpu(), loss
+        best, least = mask, loss
     return best
+
+
+def pools(layout: GroupLayout) -> Tensor:
+    """(U, P) int64, the sum on which each group's crossbar depends: at crossbar grain one for all,
+    at column grain the columns of its lane and input group."""
+    if layout.grain == "crossbar":
+        return torch.zeros(layout.shape, dtype=torch.int64)
+    lane = torch.arange(layout.units) // (layout.units // layout.lanes)
+    return lane.unsqueeze(1) * layout.input_groups + torch.arange(layout.input_groups)

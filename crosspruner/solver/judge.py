@@ -4,27 +4,27 @@ Two judges of one interface: for weights that stay, on the Gram form; for weight
 on the exact differences of the pivot table.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from crosspruner.errors import SolverError
 from crosspruner.solver.pivot import PivotTable, batch_parts, table_entries
 from crosspruner.solver.problem import LayerProblem
-from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.refit import CHUNK_ENTRIES
 from crosspruner.solver.swap import gram_loss
 
-MOST_TARGETS = 8
-"""Outputs of a problem that are looked at; more are condensed to their main directions."""
-
-RANK = 4
-"""Directions per group of the stand-in that large refits are judged on, at least."""
+SINGLE_ENTRIES = 2**22
+"""Tables of more entries in all are held in float32, where pivots take half the time."""
 
 
 class Judge:
     """What groups are worth while the weights stay as they are."""
+
+    lasting = True
+    """Whether asking again is cheap; else the tables, gigabytes of a wide layer, are made anew."""
 
     def __init__(self, problem: LayerProblem) -> None:
         self.gram, self.linear = problem.gram, problem.linear
@@ -55,50 +55,56 @@ class Judge:
 
 
 class RefitJudge(Judge):
-    """What groups are worth when the weights are refitted, on a stand-in of few directions."""
+    """What groups are worth when the weights are refitted, on the problem's stand-in."""
 
     def __init__(self, problem: LayerProblem) -> None:
-        assert problem.refit is not None
-        whole = condense_targets(problem.refit, MOST_TARGETS)
-        rank = max(RANK, 2 * whole.target.shape[2])
-        self.problem = whole if rank >= whole.group_size else reduce_problem(whole, rank)
+        assert problem.stand_in is not None
+        self.problem = problem.stand_in
         self._parts = batch_parts(self.problem)
         entries = self.problem.num_problems * table_entries(self.problem)
-        self._keeps_tables = entries <= CHUNK_ENTRIES
-        self._tables_kept: list[PivotTable] = []
+        self.lasting = entries <= CHUNK_ENTRIES
+        single = entries > SINGLE_ENTRIES
+        self._dtypes = [torch.float32 if single else torch.float64] * len(self._parts)
+        self._tables: dict[int, PivotTable] = {}
 
     @cached_property
     def removal_costs(self) -> Tensor:
-        return torch.cat([_elimination(table) for _, table in self._tables()])
+        return self._ask(lambda table, _: _elimination(table))
 
     def worth(self, mask: Tensor) -> Tensor:
-        scores = []
-        for part, table in self._tables():
-            table.move_to(mask[part])
-            scores.append(table.scores())
-        return torch.cat(scores)
+        return self._ask(lambda table, part: _at(table, mask[part]).scores())
 
     def loss(self, mask: Tensor) -> Tensor:
-        losses = []
-        for part, table in self._tables():
-            table.move_to(mask[part])
-            losses.append(table.loss.clone())
-        return torch.cat(losses)
+        return self._ask(lambda table, part: _at(table, mask[part]).loss.clone())
 
-    def _tables(self) -> Iterator[tuple[slice, PivotTable]]:
-        """The tables of parts of the batch.
-
-        They are kept, at the masks that were looked at last, where memory allows. Those of wide
-        layers take gigabytes: they are made anew each time, one after the other.
-        """
+    def _ask(self, question: Callable[[PivotTable, slice], Tensor]) -> Tensor:
+        """The answers of all parts of the batch, those float32 is too coarse for in float64."""
+        answers = []
         for index, part in enumerate(self._parts):
-            if index < len(self._tables_kept):
-                yield part, self._tables_kept[index]
-                continue
-            table = PivotTable(self.problem.rows(part))
-            if self._keeps_tables:
-                self._tables_kept.append(table)
-            yield part, table
+            try:
+                answers.append(question(self._table(index), part))
+            except SolverError:
+                if self._dtypes[index] == torch.float64:
+                    raise
+                self._dtypes[index] = torch.float64
+                self._tables.pop(index, None)
+                answers.append(question(self._table(index), part))
+        return torch.cat(answers)
+
+    def _table(self, index: int) -> PivotTable:
+        """The table of a part, kept at the masks that were looked at last if tables last."""
+        if index in self._tables:
+            return self._tables[index]
+        table = PivotTable(self.problem.rows(self._parts[index]), self._dtypes[index])
+        if self.lasting:
+            self._tables[index] = table
+        return table
+
+
+def _at(table: PivotTable, mask: Tensor) -> PivotTable:
+    """The table, moved to a mask."""
+    table.move_to(mask)
+    return table
 
 
 def _elimination(table: PivotTable) -> Tensor:

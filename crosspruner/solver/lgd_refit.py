@@ -18,18 +18,12 @@ from torch import Tensor
 from crosspruner.errors import SolverError
 from crosspruner.solver.exhaustive import MAX_FLOPS, best_of_all_refit, trial_flops
 from crosspruner.solver.pivot import PivotTable, batch_parts
-from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.rpp import check_keep, rpp
+from crosspruner.solver.stand_in import FLOPS, affordable_restarts, reduced_to, stand_in_of
 
 STEP = 0.3
 """eta: the share of the present scores in the state."""
-
-FLOPS = 1e11
-"""Operations that the search of one layer may take: some seconds on one core."""
-
-MOST_TARGETS = 16
-"""Outputs of a problem that the search looks at; more are condensed to their main directions."""
 
 
 def lgd_rpp_refit(
@@ -42,6 +36,7 @@ def lgd_rpp_refit(
     generator: torch.Generator | None = None,
     rank: int | None = None,
     exact: bool = True,
+    stand_in: RefitProblem | None = None,
 ) -> Tensor:
     """Choose which groups each problem keeps so that its refitted outputs change least.
 
@@ -59,6 +54,8 @@ def lgd_rpp_refit(
             (`reduce_problem`); d or more searches the problem itself. None: as many as the search
             can afford within about `FLOPS` operations.
         exact: try all masks where that is cheap (`exhaustive`).
+        stand_in: what to search on instead of `problem`, problem by problem; for who has it
+            (`LayerProblem.stand_in`). None: made here.
 
     Returns:
         (B, P) bool, exactly `keep` True per row: the best mask of all where all were tried, else of
@@ -92,7 +89,12 @@ def lgd_rpp_refit(
     left = search.nonzero().squeeze(1)
     if len(left):
         how = _Runs(steps, relax, restarts, swaps)
-        chosen[left] = _search(problem.rows(left), keep[left], how, generator, rank)
+        if stand_in is None:
+            whole = problem.rows(left)
+            stand_in = stand_in_of(whole) if rank is None else reduced_to(whole, rank)
+        else:
+            stand_in = stand_in.rows(left)
+        chosen[left] = _search(problem.rows(left), stand_in, keep[left], how, generator)
     return chosen
 
 
@@ -121,17 +123,13 @@ class _Runs:
 
 def _search(
     problem: RefitProblem,
+    stand_in: RefitProblem,
     keep: Tensor,
     how: _Runs,
     generator: torch.Generator,
-    rank: int | None,
 ) -> Tensor:
     """An elimination and LGD runs of every problem; the best mask of each."""
-    condensed = condense_targets(problem, MOST_TARGETS)
-    if rank is None:
-        rank, restarts = affordable_search(condensed, how.restarts)
-        how = replace(how, restarts=restarts)
-    stand_in = condensed if rank >= problem.group_size else reduce_problem(condensed, rank)
+    how = replace(how, restarts=affordable_restarts(stand_in, how.restarts))
     found = []
     for part in batch_parts(stand_in):
         rows, state = stand_in.rows(part), generator.get_state()
@@ -197,22 +195,3 @@ def _best(problem: RefitProblem, runs: Tensor) -> Tensor:
         best_loss[new[lower]] = loss[lower]
         best[new[lower]] = mask[new[lower]]
     return best
-
-
-def affordable_search(problem: RefitProblem, restarts: int) -> tuple[int, int]:
-    """Directions per group, 1..d, and restarts of a search within about `FLOPS`.
-
-    All directions come before restarts: on layers of trained networks a stand-in of half the
-    directions costs more than four restarts win (docs/solver.md).
-    """
-    height, num_targets = problem.group_size, problem.target.shape[2]
-    # An elimination costs about 2 (P * rank)^3 operations per problem, and so do its swaps and
-    # every restart.
-    passes = FLOPS / (2 * max(1, problem.num_problems))
-    affordable = int(passes / (problem.num_groups * height) ** 3) - 2
-    few = min(restarts, 1)
-    if affordable >= few:
-        return height, min(restarts, affordable)
-    rank = int((passes / (2 + few)) ** (1 / 3) / problem.num_groups)
-    # Below this the stand-in no longer holds the weights themselves and their first responses.
-    return min(height, max(rank, 2 * num_targets, 4)), few

@@ -1,6 +1,7 @@
 """The layer problem as every solver sees it: B independent choices among P groups."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from crosspruner.solver.blocks import (
     take_outputs,
 )
 from crosspruner.solver.refit import RefitProblem
+from crosspruner.solver.stand_in import stand_in_of
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,11 @@ class LayerProblem:
     @property
     def num_groups(self) -> int:
         return self.gram.shape[1]
+
+    @cached_property
+    def stand_in(self) -> RefitProblem | None:
+        """What the refit form's groups are searched and judged on (`stand_in_of`)."""
+        return None if self.refit is None else stand_in_of(self.refit)
 
     def relative_loss(self, mask: Tensor) -> Tensor:
         """Loss of a mask with the weights as they are, as a fraction of the outputs' energy.

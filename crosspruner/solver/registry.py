@@ -133,8 +133,9 @@ def _obs_group(
 def _greedy_refit(
     problem: LayerProblem, keep: Tensor, generator: torch.Generator, swaps: bool = True
 ) -> Tensor:
+    whole, stand_in = _refit_of(problem), problem.stand_in
     return lgd_rpp_refit(
-        _refit_of(problem), keep, restarts=0, swaps=swaps, generator=generator, exact=False
+        *(whole, keep), restarts=0, swaps=swaps, generator=generator, exact=False, stand_in=stand_in
     )
 
 
@@ -149,8 +150,9 @@ def _lgd_rpp_refit(
     rank: int | None = None,
     exact: bool = True,
 ) -> Tensor:
+    whole, stand_in = _refit_of(problem), problem.stand_in if rank is None else None
     return lgd_rpp_refit(
-        _refit_of(problem), keep, steps, relax, restarts, swaps, generator, rank, exact
+        whole, keep, steps, relax, restarts, swaps, generator, rank, exact, stand_in
     )
 
 

@@ -1,0 +1,89 @@
+"""Exchanges between the rows of a layer, which leave its number of crossbars as it is.
+
+The solvers choose within each row how many groups it keeps being given. A layer's budget only
+fixes sums over rows: at crossbar grain how many blocks all rows keep, at column grain how many
+columns of each input group. So rows may trade: where row i prunes a kept group at the cost c and
+row j revives a pruned one for the gain g, both counted in the same sum, the loss falls by g - c.
+Rows do not know of each other, so any exchanges that change each row once add up exactly.
+
+Source: ours.
+"""
+
+import torch
+from torch import Tensor
+
+from crosspruner.solver.judge import Judge
+
+ROUNDS = 40
+"""Rounds of trades at most; most layers are done after ten to twenty."""
+
+FEW_ROUNDS = 2
+"""Where a judge does not last."""
+
+LEAST_GAIN = 1e-5
+"""A gain below this share of a row's mean loss is none."""
+
+
+def exchange(judge: Judge, mask: Tensor, pool: Tensor) -> Tensor:
+    """Trade groups between rows until no trade lowers the loss of the layer.
+
+    Args:
+        judge: of the layer.
+        mask: (U, P) bool, no row empty.
+        pool: (U, P) int64, the sum that each group is counted in, equally many groups to each.
+
+    Returns:
+        (U, P) bool with as many marks in each pool, no row empty, never a higher loss.
+    """
+    best, least = mask, judge.loss(mask).sum()
+    for _ in range(ROUNDS if judge.lasting else FEW_ROUNDS):
+        worth = judge.worth(mask)
+        spare = mask & (mask.sum(1, keepdim=True) > 1)
+        # The cheapest of a pool goes for the most valuable, the next for the next, and so on.
+        out = _ranked(worth.masked_fill(~spare, torch.inf), pool)
+        into = _ranked((-worth).masked_fill(mask, torch.inf), pool)
+        worth = worth.flatten()
+        profit = worth[into] - worth[out]
+        gains = spare.flatten()[out] & ~mask.flatten()[into]
+        gains &= profit > LEAST_GAIN * least.abs() / len(mask)
+        order = profit[gains].argsort(descending=True, stable=True)
+        out, into = _apart(out[gains][order], into[gains][order], mask.shape[1])
+        mask = mask.flatten()
+        mask[out], mask[into] = False, True
+        mask = mask.view_as(best)
+        loss = judge.loss(mask).sum()
+        if not loss < least:  # nothing was traded, or what seemed a gain was rounding
+            break
+        best, least = mask, loss
+    return best
+
+
+def _ranked(values: Tensor, pool: Tensor) -> Tensor:
+    """(pools, groups of each) flat positions of each pool's groups, the least value first."""
+    order = values.flatten().argsort(stable=True)
+    order = order[pool.flatten()[order].argsort(stable=True)]
+    return order.view(int(pool.max()) + 1, -1)
+
+
+def _apart(out: Tensor, into: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Of trades (n,) by flat positions, the best first, some that change no row twice.
+
+    The best one is among them, and each that shares its rows with no better one that is left.
+    """
+    chosen: list[tuple[Tensor, Tensor]] = []
+    left = out // groups != into // groups
+    while bool(left.any()):
+        out, into = out[left], into[left]
+        giving, taking = out // groups, into // groups
+        place = torch.arange(len(out), device=out.device)
+        rows = torch.full((int(torch.maximum(giving, taking).max()) + 1,), len(out)).to(place)
+        rows = rows.scatter_reduce(0, giving, place, "amin")
+        rows = rows.scatter_reduce(0, taking, place, "amin")
+        best = (rows[giving] == place) & (rows[taking] == place)
+        chosen.append((out[best], into[best]))
+        used = torch.zeros_like(rows, dtype=torch.bool)
+        used[giving[best]] = used[taking[best]] = True
+        left = ~used[giving] & ~used[taking]
+    if not chosen:
+        return out[:0], into[:0]
+    return torch.cat([o for o, _ in chosen]), torch.cat([i for _, i in chosen])
