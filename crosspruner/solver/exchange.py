@@ -30,7 +30,8 @@ def exchange(judge: Judge, mask: Tensor, pool: Tensor) -> Tensor:
     Args:
         judge: of the layer.
         mask: (U, P) bool, no row empty.
-        pool: (U, P) int64, the sum that each group is counted in, equally many groups to each.
+        pool: (U, P) int64, the sum that each group is counted in; equally many rows have groups in
+            each.
 
     Returns:
         (U, P) bool with as many marks in each pool, no row empty, never a higher loss.
@@ -39,9 +40,17 @@ def exchange(judge: Judge, mask: Tensor, pool: Tensor) -> Tensor:
     for _ in range(ROUNDS if judge.lasting else FEW_ROUNDS):
         worth = judge.worth(mask)
         spare = mask & (mask.sum(1, keepdim=True) > 1)
-        # The cheapest of a pool goes for the most valuable, the next for the next, and so on.
         out = _ranked(worth.masked_fill(~spare, torch.inf), pool)
         into = _ranked((-worth).masked_fill(mask, torch.inf), pool)
+        # The cheapest of a pool for the most valuable, the next for the next, and so on; where
+        # both are of one row, each for the one behind the other.
+        out, into = (
+            torch.cat([side.flatten(), first.flatten(), second.flatten()])
+            for side, first, second in (
+                (out, out[:, :-1], out[:, 1:]),
+                (into, into[:, 1:], into[:, :-1]),
+            )
+        )
         worth = worth.flatten()
         profit = worth[into] - worth[out]
         gains = spare.flatten()[out] & ~mask.flatten()[into]
@@ -59,10 +68,17 @@ def exchange(judge: Judge, mask: Tensor, pool: Tensor) -> Tensor:
 
 
 def _ranked(values: Tensor, pool: Tensor) -> Tensor:
-    """(pools, groups of each) flat positions of each pool's groups, the least value first."""
-    order = values.flatten().argsort(stable=True)
-    order = order[pool.flatten()[order].argsort(stable=True)]
-    return order.view(int(pool.max()) + 1, -1)
+    """(pools, rows of each) flat positions of each row's least value in a pool, least first."""
+    values, pools = values.flatten(), pool.flatten()
+    row = torch.arange(len(pool), device=pool.device).repeat_interleave(pool.shape[1])
+    owner = pools * len(pool) + row
+    order = values.argsort(stable=True)
+    order = order[owner[order].argsort(stable=True)]
+    first = torch.ones_like(order, dtype=torch.bool)
+    first[1:] = owner[order[1:]] != owner[order[:-1]]
+    least = order[first]
+    least = least[values[least].argsort(stable=True)]
+    return least[pools[least].argsort(stable=True)].view(int(pools.max()) + 1, -1)
 
 
 def _apart(out: Tensor, into: Tensor, groups: int) -> tuple[Tensor, Tensor]:

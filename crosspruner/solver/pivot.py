@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crosspruner.solver.factor import cholesky
-from crosspruner.solver.refit import RefitProblem
+from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
 
 TABLE_ENTRIES = 2**20
 """The tables of one part of a batch hold at most this many entries (float32: 4 MB), so that they
@@ -37,8 +37,9 @@ def table_entries(problem: RefitProblem, rank: int | None = None) -> int:
 
 def batch_parts(problem: RefitProblem, rank: int | None = None) -> list[slice]:
     """Slices of the batch whose pivot tables, or those of stand-ins, are worked on together."""
-    if problem.moment.ndim == 2:
-        _ = problem.inverse  # now, so that the parts need not each make it
+    own = problem.moment.numel() if problem.moment.ndim == 3 else 0
+    if own <= CHUNK_ENTRIES:
+        _ = problem.inverse  # now, so that the parts need not each make it, nor who asks again
     entries = TABLE_ENTRIES if problem.target.device.type == "cpu" else GPU_TABLE_ENTRIES
     chunk = max(1, entries // max(1, table_entries(problem, rank)))
     return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]

@@ -157,7 +157,11 @@ class RefitProblem:
         shared = self.moment.ndim == 2
         moment = self.moment if shared else self.moment[part]
         rows = replace(self, moment=moment, target=self.target[part], constant=self.constant[part])
-        return rows.sharing(self) if shared else rows
+        if shared:
+            return rows.sharing(self)
+        if "inverse" in self._made:
+            rows._made["inverse"] = self.inverse[part]
+        return rows
 
     def merged(self, which: Tensor) -> "RefitProblem":
         """Problems (b, c) of a shared moment, c at a time under one mask: b problems."""
