@@ -2,7 +2,11 @@
 
 python scripts/ablate_solver.py exact          200 problems solved by enumeration
 python scripts/ablate_solver.py large          P = 64, 256, 512 against greedy with swaps
+python scripts/ablate_solver.py bound          how far below greedy with swaps any mask can be
+                                               (needs cvxpy: pip install 'crosspruner[bounds]')
 python scripts/ablate_solver.py layers         the layers of a trained network, fixed and refitted
+python scripts/ablate_solver.py trades         whole layers on a budget of crossbars, and what rows
+                                               gain by trading groups
 """
 
 import itertools
@@ -21,10 +25,12 @@ from torch import Tensor, nn
 
 from crosspruner.hardware import MappingSpec, plan_model
 from crosspruner.pruning.layer_problem import layer_problem
+from crosspruner.pruning.mask_choice import choose_layer_mask
 from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.walk import Stop, run_to, stops
-from crosspruner.solver import LayerProblem, choose_mask, exhaustive, lgd_rpp
+from crosspruner.solver import LayerProblem, choose_mask, exhaustive, lgd_rpp, share_out
 from crosspruner.solver.greedy import greedy_elimination
+from crosspruner.solver.judge import judge_of
 from crosspruner.solver.lgd import largest_eigenvalue
 from crosspruner.solver.rpp import rpp
 from crosspruner.solver.swap import gram_loss, swap_descent
@@ -230,6 +236,56 @@ def large(batch: int, sizes: str) -> None:
     _print_table(["P", "structure", *names, "CPU s per problem"], rows)
 
 
+@main.command()
+@click.option("--batch", default=8, help="Problems per size and structure.")
+@click.option("--sizes", default="64", help="Values of P.")
+def bound(batch: int, sizes: str) -> None:
+    """Loss relative to greedy + swaps, half of the groups kept: median (least, most)."""
+
+    def cell(change: Tensor) -> str:
+        return f"{change.median():+.1%} ({change.min():+.1%}, {change.max():+.1%})"
+
+    rows = []
+    for groups in map(int, sizes.split(",")):
+        everything = []
+        for kind in KINDS:
+            gram = random_grams(kind, batch, groups, groups)
+            constant = gram.sum((1, 2))
+            rival, ours = (
+                gram_loss(gram, gram.sum(2), mask) + constant
+                for mask in (_greedy(gram, groups // 2), lgd_rpp(gram, groups // 2))
+            )
+            least = torch.tensor([_least_possible(g, groups // 2) for g in gram.numpy()])
+            everything.append((ours / rival - 1, least / rival - 1))
+            rows.append([str(groups), kind, *map(cell, everything[-1])])
+        rows.append(
+            [str(groups), "all", *(cell(torch.cat(c)) for c in zip(*everything, strict=True))]
+        )
+    _print_table(["P", "structure", "lgd_rpp", "no mask is below"], rows)
+
+
+def _least_possible(gram: np.ndarray, keep: int) -> float:
+    """A loss that no mask is below: a semidefinite relaxation of what is pruned, r' G r.
+
+    R stands for r r': of a mask its diagonal is r, its rows sum to r times the number of groups
+    pruned, no entry is negative, and R - r r' is positive semidefinite. Solved to five digits.
+    """
+    import cvxpy
+
+    groups, scale = len(gram), np.trace(gram) / len(gram)
+    lifted = cvxpy.Variable((groups + 1, groups + 1), PSD=True)
+    square, pruned, number = lifted[1:, 1:], lifted[0, 1:], groups - keep
+    of_a_mask = [
+        lifted[0, 0] == 1,
+        cvxpy.diag(square) == pruned,
+        cvxpy.sum(square, axis=1) == number * pruned,
+        cvxpy.sum(pruned) == number,
+        lifted >= 0,
+    ]
+    problem = cvxpy.Problem(cvxpy.Minimize(cvxpy.trace(gram / scale @ square)), of_a_mask)
+    return float(problem.solve(solver=cvxpy.SCS, eps=1e-5, max_iters=20_000)) * scale
+
+
 @dataclass
 class Run:
     """A solver of the layer table."""
@@ -275,7 +331,8 @@ def layers(
     errors: dict[tuple[str, float], list[tuple[float, float]]] = {}
     seconds = dict.fromkeys(LAYER_SOLVERS, 0.0)
     ratio_rows = []
-    for name, problem in trained_layers(network, width, weights, data, grain):
+    for layout, problem in trained_layers(network, width, weights, data, grain):
+        name = layout.name
         if only not in name:
             continue
         chosen = torch.linspace(0, problem.num_problems - 1, min(outputs, problem.num_problems))
@@ -306,6 +363,36 @@ def layers(
     _print_table(["layer", "P", *(f"{r:.0%} removed" for r in ratios)], ratio_rows)
 
 
+@main.command()
+@click.option("--network", default="vgg8", help="Name of the network.")
+@click.option("--width", default=0.5, help="Its width.")
+@click.option("--weights", required=True, help="Its trained weights.")
+@click.option("--data", required=True, help="Image folder to calibrate on.")
+@click.option("--grain", default="column", type=click.Choice(["crossbar", "column"]))
+@click.option("--ratio", default=0.6, help="Share of each layer's blocks to remove.")
+def trades(network: str, width: float, weights: str, data: str, grain: str, ratio: float) -> None:
+    """Refitted output error of whole layers at Kin 8, Kout 4, masks of lgd_rpp."""
+    table = []
+    for layout, problem in trained_layers(network, width, weights, data, grain):
+        refit = problem.refit
+        assert refit is not None
+        blocks = max(layout.fewest_blocks, layout.blocks - round(ratio * layout.blocks))
+        judge = judge_of(problem)
+        columns = blocks * (layout.kout if grain == "column" else 1)
+        keep = share_out(judge.removal_costs, min(columns, problem.gram[:, 0].numel()))
+        by_row = choose_mask(problem, keep, "lgd_rpp", refit=True)
+        alone, traded = (
+            choose_layer_mask(problem, blocks, layout, "lgd_rpp", judge=judge, trade=trade)
+            for trade in (False, True)
+        )
+        errors = [float(refit.solve(mask)[1].sum()) for mask in (by_row, alone, traded)]
+        errors = [error / float(refit.constant.sum()) for error in errors]
+        cells = [*(f"{error:.4f}" for error in errors), f"{errors[2] / errors[1] - 1:+.1%}"]
+        table.append([layout.name, str(problem.num_groups), *cells])
+        print(f"{layout.name} done", file=sys.stderr, flush=True)
+    _print_table(["layer", "P", "each row", "on the budget", "after trades", "change"], table)
+
+
 def _rows(problem: LayerProblem, rows: Tensor) -> LayerProblem:
     """Some of a layer's problems."""
     assert problem.energy is not None
@@ -331,7 +418,7 @@ def _errors(problem: LayerProblem, mask: Tensor) -> tuple[float, float]:
 
 def trained_layers(
     network: str, width: float, weights: str, data: str | None, grain: str, groups: int = 0
-) -> Iterator[tuple[str, LayerProblem]]:
+) -> Iterator[tuple[GroupLayout, LayerProblem]]:
     """The prunable convolutions of a trained network at Kin 8, Kout 4, on 512 training images.
 
     Args:
@@ -358,7 +445,7 @@ def trained_layers(
 
 def _trained_layer(
     net: nn.Module, stop: Stop, layout: GroupLayout, images: Tensor
-) -> tuple[str, LayerProblem]:
+) -> tuple[GroupLayout, LayerProblem]:
     module = stop.modules[0]
     assert isinstance(module, nn.Conv2d)
     sums = MomentSums(module, layout, positions=128)
@@ -372,7 +459,7 @@ def _trained_layer(
         assert isinstance(norm, nn.BatchNorm2d)
         assert norm.running_var is not None
         scale = (norm.weight * (norm.running_var + norm.eps).rsqrt()).detach().double()
-    return stop.name, layer_problem(moments, module.weight, scale)
+    return layout, layer_problem(moments, module.weight, scale)
 
 
 def _print_table(header: list[str], rows: list[list[str]]) -> None:

@@ -29,6 +29,7 @@ def choose_layer_mask(
     solver: str = "lgd_rpp",
     generator: torch.Generator | None = None,
     judge: Judge | None = None,
+    trade: bool = True,
 ) -> Tensor:
     """Choose what a layer keeps.
 
@@ -40,6 +41,7 @@ def choose_layer_mask(
         solver: a name in `solver.SOLVERS`.
         generator: source of all randomness, on the CPU.
         judge: `judge_of(problem)`, for who asks several times; None = made here.
+        trade: let the rows trade groups after solvers that search (`exchange`).
 
     Returns:
         (U, P) bool with layout.blocks_of(mask) == blocks, no row empty.
@@ -66,7 +68,7 @@ def choose_layer_mask(
     mask = choose_mask(problem, keep, solver, generator, refit=refitted)
     if layout.grain == "column":
         mask = _onto_staircase(judge, mask, blocks, layout)
-    if solver in SEARCHING:
+    if trade and solver in SEARCHING:
         mask = exchange(judge, mask, pools(layout).to(mask.device))
     return mask.cpu()
 

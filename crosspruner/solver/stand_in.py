@@ -14,6 +14,9 @@ FLOPS = 5e10
 PASSES = 5
 """Passes over a layer besides its LGD runs."""
 
+MOST_ENTRIES = 2**28
+"""The moments of all stand-ins of a layer hold at most this many entries (float64: 2 GB)."""
+
 MOST_TARGETS = 16
 """Outputs of a problem that are looked at; more are condensed to their main directions."""
 
@@ -38,7 +41,9 @@ def affordable_rank(problem: RefitProblem) -> int:
     """Directions per group, 1..d, that the passes and one LGD run can have within `FLOPS`."""
     rank = int((_flops_of_each(problem) / (PASSES + 1)) ** (1 / 3) / problem.num_groups)
     # Below this the stand-in no longer holds the weights themselves and their first responses.
-    return min(problem.group_size, max(rank, 2 * problem.target.shape[2], 4))
+    rank = max(rank, 2 * problem.target.shape[2], 4)
+    room = int((MOST_ENTRIES / max(1, problem.num_problems)) ** 0.5 / problem.num_groups)
+    return max(1, min(problem.group_size, rank, room))
 
 
 def affordable_restarts(problem: RefitProblem, restarts: int) -> int:

@@ -106,23 +106,30 @@ def test_trades_keep_the_budget_and_every_row(seed, kout, grain):
 
 
 @pytest.mark.parametrize("solver", ["greedy", "lgd_rpp", "obs_group"])
-def test_solvers_that_search_go_on_between_the_rows(solver, monkeypatch):
+def test_solvers_that_search_go_on_between_the_rows(solver):
     layout = GroupLayout("layer", "column", 24, 16, 1, 2, 4)
     problems = [layer(outputs=24, groups=8, seed=seed) for seed in range(4)]
 
-    def losses():
+    def losses(trade):
         found = []
         for problem in problems:
-            mask = choose_layer_mask(problem, 20, layout, solver, torch.Generator().manual_seed(0))
+            generator = torch.Generator().manual_seed(0)
+            mask = choose_layer_mask(problem, 20, layout, solver, generator, trade=trade)
             assert layout.blocks_of(mask) == 20
             found.append(float(problem.refit.solve(mask)[1].sum()))
         return found
 
-    traded = losses()
-    monkeypatch.setattr("crosspruner.pruning.mask_choice.SEARCHING", ())
-    alone = losses()
+    traded, alone = losses(True), losses(False)
     assert all(after <= before for after, before in zip(traded, alone, strict=True))
     assert sum(traded) < 0.99 * sum(alone)
+
+
+@pytest.mark.parametrize("solver", ["lasso", "taylor"])
+def test_the_other_solvers_choose_by_themselves(solver):
+    layout = GroupLayout("layer", "column", 24, 16, 1, 2, 4)
+    problem = layer(outputs=24, groups=8)
+    masks = [choose_layer_mask(problem, 20, layout, solver, trade=t) for t in (True, False)]
+    assert torch.equal(*masks)
 
 
 def test_a_judge_that_float32_is_too_coarse_for_goes_on_in_float64(monkeypatch):

@@ -1,0 +1,69 @@
+"""How large a stand-in a layer's masks are searched on."""
+
+import torch
+
+from crosspruner.solver import LayerProblem, RefitProblem, lgd_rpp_refit, stand_in
+from crosspruner.solver.stand_in import affordable_rank, affordable_restarts, stand_in_of
+
+
+def problem(batch=4, groups=6, height=10, outputs=1):
+    generator = torch.Generator().manual_seed(0)
+    size = groups * height
+    inputs = torch.randn(3 * size, size, generator=generator, dtype=torch.float64)
+    target = torch.randn(batch, size, outputs, generator=generator, dtype=torch.float64)
+    moment = inputs.T @ inputs / len(inputs)
+    constant = (target * torch.linalg.solve(moment, target)).sum((1, 2)) * 1.1
+    return RefitProblem(moment, target, constant, groups)
+
+
+def test_a_small_layer_is_searched_as_it_is():
+    small = problem()
+    assert affordable_rank(small) == 10
+    assert stand_in_of(small) is small
+
+
+def test_the_rank_is_what_six_passes_can_afford(monkeypatch):
+    layer = problem()
+    for rank in (5, 7, 9):
+        flops = 2 * 4 * (6 * rank) ** 3 * 6
+        monkeypatch.setattr(stand_in, "FLOPS", flops * 1.001)
+        assert affordable_rank(layer) == rank
+        monkeypatch.setattr(stand_in, "FLOPS", flops * 0.999)
+        assert affordable_rank(layer) == rank - 1
+    monkeypatch.setattr(stand_in, "FLOPS", 1.0)
+    assert affordable_rank(layer) == 4  # the fewest, but for memory
+    assert affordable_rank(problem(outputs=3)) == 6  # two for each output
+
+
+def test_the_rank_is_what_memory_holds(monkeypatch):
+    layer = problem()
+    monkeypatch.setattr(stand_in, "MOST_ENTRIES", 4 * (6 * 3) ** 2)
+    assert affordable_rank(layer) == 3
+    assert stand_in_of(layer).moment.shape == (4, 18, 18)
+    monkeypatch.setattr(stand_in, "MOST_ENTRIES", 1)
+    assert affordable_rank(layer) == 1
+    mask = lgd_rpp_refit(layer, 3, exact=False)
+    assert mask.sum(1).tolist() == [3] * 4
+    dropped = layer.solve(torch.arange(6).expand(4, 6) < 3)[1]
+    assert (layer.solve(mask)[1] <= dropped).all()
+
+
+def test_runs_are_those_that_are_left_over(monkeypatch):
+    layer = problem()
+    one = 2 * 4 * 60**3
+    for passes, runs in ((1, 1), (6, 1), (8, 3), (20, 4)):
+        monkeypatch.setattr(stand_in, "FLOPS", one * (passes + 0.5))
+        assert affordable_restarts(layer, 4) == runs
+    assert affordable_restarts(layer, 0) == 0
+
+
+def test_a_layer_makes_its_stand_in_once(monkeypatch):
+    layer = problem()
+    gram = torch.eye(6, dtype=torch.float64).expand(4, 6, 6)
+    monkeypatch.setattr(stand_in, "FLOPS", 1.0)
+    whole = LayerProblem(gram, gram.sum(2), refit=layer)
+    assert whole.stand_in is whole.stand_in
+    assert whole.stand_in.group_size == 4
+    assert LayerProblem(gram, gram.sum(2)).stand_in is None
+    given = lgd_rpp_refit(layer, 3, exact=False, stand_in=whole.stand_in)
+    assert torch.equal(given, lgd_rpp_refit(layer, 3, exact=False))
