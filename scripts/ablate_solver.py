@@ -38,6 +38,8 @@ from crosspruner.sparsity import GroupLayout
 from crosspruner.training import build_model, load_weights
 from crosspruner.training.data import FolderData
 
+KIN_8 = MappingSpec("folded", kin=8, kout=4)
+
 Solver = Callable[[Tensor, int], Tensor]
 """gram (B, P, P), keep -> mask (B, P)."""
 
@@ -369,11 +371,27 @@ def layers(
 @click.option("--weights", required=True, help="Its trained weights.")
 @click.option("--data", required=True, help="Image folder to calibrate on.")
 @click.option("--grain", default="column", type=click.Choice(["crossbar", "column"]))
+@click.option("--mapping", default="semifolded")
+@click.option("--kin", type=int, help="Input FMs per crossbar; default: of the mapping.")
+@click.option("--kout", type=int, help="Output FMs per crossbar; default: of the mapping.")
+@click.option("--crossbar", default="256x256")
 @click.option("--ratio", default=0.6, help="Share of each layer's blocks to remove.")
-def trades(network: str, width: float, weights: str, data: str, grain: str, ratio: float) -> None:
-    """Refitted output error of whole layers at Kin 8, Kout 4, masks of lgd_rpp."""
+def trades(
+    network: str,
+    width: float,
+    weights: str,
+    data: str,
+    grain: str,
+    mapping: str,
+    kin: int | None,
+    kout: int | None,
+    crossbar: str,
+    ratio: float,
+) -> None:
+    """Refitted output error of whole layers, masks of lgd_rpp."""
     table = []
-    for layout, problem in trained_layers(network, width, weights, data, grain):
+    blocks_of = (MappingSpec(mapping, kin=kin, kout=kout), crossbar)
+    for layout, problem in trained_layers(network, width, weights, data, grain, *blocks_of):
         refit = problem.refit
         assert refit is not None
         blocks = max(layout.fewest_blocks, layout.blocks - round(ratio * layout.blocks))
@@ -388,9 +406,11 @@ def trades(network: str, width: float, weights: str, data: str, grain: str, rati
         errors = [float(refit.solve(mask)[1].sum()) for mask in (by_row, alone, traded)]
         errors = [error / float(refit.constant.sum()) for error in errors]
         cells = [*(f"{error:.4f}" for error in errors), f"{errors[2] / errors[1] - 1:+.1%}"]
-        table.append([layout.name, str(problem.num_groups), *cells])
+        table.append([layout.name, str(problem.num_groups), str(layout.kout), *cells])
         print(f"{layout.name} done", file=sys.stderr, flush=True)
-    _print_table(["layer", "P", "each row", "on the budget", "after trades", "change"], table)
+    _print_table(
+        ["layer", "P", "Kout", "each row", "on the budget", "after trades", "change"], table
+    )
 
 
 def _rows(problem: LayerProblem, rows: Tensor) -> LayerProblem:
@@ -417,9 +437,16 @@ def _errors(problem: LayerProblem, mask: Tensor) -> tuple[float, float]:
 
 
 def trained_layers(
-    network: str, width: float, weights: str, data: str | None, grain: str, groups: int = 0
+    network: str,
+    width: float,
+    weights: str,
+    data: str | None,
+    grain: str,
+    spec: MappingSpec = KIN_8,
+    crossbar: str = "512x512",
+    groups: int = 0,
 ) -> Iterator[tuple[GroupLayout, LayerProblem]]:
-    """The prunable convolutions of a trained network at Kin 8, Kout 4, on 512 training images.
+    """The prunable convolutions of a trained network on 512 training images.
 
     Args:
         groups: only layers of this P; 0 = all of two and more.
@@ -431,8 +458,7 @@ def trained_layers(
     images = torch.cat(
         [batch[0] for _, batch in zip(range(4), module.val_dataloader(), strict=False)]
     )
-    spec = MappingSpec("folded", kin=8, kout=4)
-    plan = plan_model(net, tuple(images.shape[1:]), "512x512", spec, grain)
+    plan = plan_model(net, tuple(images.shape[1:]), crossbar, spec, grain)
     layouts = {
         layer.name: GroupLayout.of(layer, grain)
         for layer in plan.layers

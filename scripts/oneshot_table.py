@@ -24,6 +24,7 @@ ROWS = (
     *((solver, True, "none", "uniform") for solver in SOLVERS),
     *((solver, True, "importance", "uniform") for solver in SOLVERS[1:]),
     *((solver, True, "tetris", "uniform") for solver in SOLVERS[1:]),
+    ("lgd_rpp", True, "linear", "uniform"),
     ("lgd_rpp", True, "best", "uniform"),
     ("lgd_rpp", True, "none", "global"),
     ("lgd_rpp", True, "importance", "global"),

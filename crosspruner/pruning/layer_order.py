@@ -4,34 +4,40 @@ name        order
 none        as they come
 importance  by their energy at the outputs (Liang et al., IEEE Access 2018)
 tetris      those gathered that the same outputs read (TETRIS, Ji et al., NeurIPS 2018)
-best        of these three the one with which the pruned layer errs least (ours); as they come where
-            the moments are cut, since each order cuts them elsewhere and errors are not comparable
+linear      by importance in linear layers, as they come in convolutions (ours)
+best        of these four the one after which the network's answers have changed least
+            (`order_search`)
+
+An order lets a layer err less by itself. But then all outputs go without the same FMs and err on the
+same images, while outputs that each go without other FMs make up for each other in the layers behind
+(docs/measurements.md).
 """
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crosspruner.pruning.moments import Moments
 from crosspruner.sparsity import GroupLayout
 from crosspruner.sparsity.reorder import gather_order, importance_order
 
-_ONE = ("none", "importance", "tetris")
+ORDERS = ("none", "importance", "tetris", "linear")
 
-REORDERS = (*_ONE, "best")
+REORDERS = (*ORDERS, "best")
 
 
-def orders_to_try(
+def input_order(
     reorder: str,
+    module: nn.Module,
     moments: Moments,
     weight: Tensor,
     weights: Tensor | None,
     blocks: int,
     layout: GroupLayout,
-) -> list[Tensor | None]:
-    """The orders among which a layer may choose, each once.
+) -> Tensor | None:
+    """The order of a layer's input FMs.
 
     Args:
-        reorder: one of REORDERS.
+        reorder: one of ORDERS.
+        module: the layer.
         moments: of the layer, its input FMs as they come.
         weight: (Cout, fan_in, ...).
         weights: (Cout,) what a squared error of each output weighs; None = all alike.
@@ -39,31 +45,11 @@ def orders_to_try(
         layout: the layer's groups.
 
     Returns:
-        (G, fan_in) permutations, place -> FM, on the CPU; None for FMs as they come.
+        (G, fan_in) permutation, place -> FM, on the CPU; None for FMs as they come.
     """
-    names: tuple[str, ...] = (reorder,)
-    if reorder == "best":
-        names = _ONE if moments.runs == 1 else ("none",)
-    orders: list[Tensor | None] = []
-    for name in names:
-        order = _order(name, moments, weight, weights, blocks, layout)
-        # Those of wide layers are alike.
-        if order is None or not any(o is not None and torch.equal(order, o) for o in orders):
-            orders.append(order)
-    return orders
-
-
-def _order(
-    name: str,
-    moments: Moments,
-    weight: Tensor,
-    weights: Tensor | None,
-    blocks: int,
-    layout: GroupLayout,
-) -> Tensor | None:
-    if name == "none":
+    if reorder == "none" or (reorder == "linear" and not isinstance(module, nn.Linear)):
         return None
-    if name == "importance":
+    if reorder in ("importance", "linear"):
         return importance_order(moments.importance(weight, weights)).cpu()
     energy = moments.kernel_energy(weight)
     if weights is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor, nn
 
-from crosspruner.pruning.layer_order import orders_to_try
+from crosspruner.pruning.layer_order import input_order
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_weights import (
     finite_weight,
@@ -75,31 +75,22 @@ def prune_layer(
     """
     weight = finite_weight(stop.modules[0], layout.name)
     raw, moments = collect_centred(stop, layout, samples, settings, generator)
-    count = moments.samples
-    best: _Trial | None = None
-    orders = orders_to_try(settings.reorder, moments, weight, weights, blocks, layout)
-    for number, order in enumerate(orders, 1):
-        own_raw, own = raw, moments
-        if order is not None:
-            own_raw, own = _in_order(order, stop, layout, samples, settings, generator, raw)
-        if number == len(orders):
-            del raw, moments  # of a wide layer they are gigabytes
-        chosen = mask
-        if chosen is None:
-            chosen = _choose(own, weight, weights, blocks, settings, generator)
-        trial = _Trial.of(order, chosen, stop, own_raw, own, weights, settings)
-        # By a margin: the processes of a distributed run must not differ in a tie.
-        if best is None or trial.error < best.error * (1 - 1e-9):
-            best = trial
-    assert best is not None
-    write_weight(stop, best.weight, best.bias)
-    if best.order is not None:
-        result.orders[layout.name] = best.order
-    result.masks[layout.name], result.errors[layout.name] = best.mask, best.error
+    module = stop.modules[0]
+    order = input_order(settings.reorder, module, moments, weight, weights, blocks, layout)
+    if order is not None:
+        raw, moments = _in_order(order, stop, layout, samples, settings, generator, raw)
+        result.orders[layout.name] = order
+    if mask is None:
+        mask = _choose(moments, weight, weights, blocks, settings, generator)
+    fixed, new = survivors(module, mask, moments, settings)
+    error = relative_error(moments, new, weights)
+    fixed_error = error if new is fixed else relative_error(moments, fixed, weights)
+    write_weight(stop, new, moved_bias(stop, raw, new, settings))
+    result.masks[layout.name], result.errors[layout.name] = mask, error
     log.log(
         level,
         "%s: %d of %d blocks kept, output error %.4f (%.4f before the refit), %d samples",
-        *(layout.name, blocks, layout.blocks, best.error, best.fixed_error, count),
+        *(layout.name, blocks, layout.blocks, error, fixed_error, moments.samples),
     )
 
 
@@ -119,36 +110,6 @@ def _in_order(
     # Cut moments have other groups in each run then: look once more.
     ordered = replace(layout, input_order=order)
     return collect_centred(stop, ordered, samples, settings, generator)
-
-
-@dataclass(frozen=True)
-class _Trial:
-    """What would become of a layer with its input FMs in one order; names as in `prune_layer`."""
-
-    order: Tensor | None
-    mask: Tensor
-    weight: Tensor
-    bias: Tensor | None
-    """None: it stays."""
-    error: float
-    fixed_error: float
-    """With the surviving weights as they were."""
-
-    @classmethod
-    def of(
-        cls,
-        order: Tensor | None,
-        mask: Tensor,
-        stop: Stop,
-        raw: Moments,
-        moments: Moments,
-        weights: Tensor | None,
-        settings: LayerwiseSettings,
-    ) -> "_Trial":
-        fixed, new = survivors(stop.modules[0], mask, moments, settings)
-        error = relative_error(moments, new, weights)
-        fixed_error = error if new is fixed else relative_error(moments, fixed, weights)
-        return cls(order, mask, new, moved_bias(stop, raw, new, settings), error, fixed_error)
 
 
 def _choose(

@@ -99,8 +99,9 @@ def prune(
             budget "global", one of `pruning.network_solver.WHOLE_NETWORK`.
         reorder: "importance" sorts each layer's input FMs by their energy at its outputs, so that
             FMs of equal importance share crossbars; "tetris" gathers those that the same outputs
-            read; "best" tries all of these in each layer and takes the one with which its outputs
-            err least; "none" takes them as they come.
+            read; "linear" sorts in linear layers only; "best" prunes the network with each of these
+            and with none, on half of the images at a time, and takes what changes its answers
+            least; "none" takes them as they come.
         budget: how the ratio is divided among the layers: "uniform" (one share for all), "global"
             (where it costs least), "sensitivity" (in each layer as far as the accuracy allows, the
             ratio at most), or `BudgetSettings`.

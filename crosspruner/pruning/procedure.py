@@ -22,6 +22,7 @@ from crosspruner.pruning.network_solver import (
     NETWORK_SOLVERS,
     check_network_solver,
 )
+from crosspruner.pruning.order_search import best_order
 from crosspruner.pruning.output_weights import output_weights
 from crosspruner.pruning.sensitivity import Evaluate, prune_by_sensitivity
 from crosspruner.solver.full_float32 import full_float32
@@ -97,6 +98,14 @@ def prune_network(
             for norm in walk.norms.values():
                 walk.reestimate(norm)
             return ProcedureResult(gone, _ordered(layouts, orders))
+        # Else there are no predictions to look at.
+        looks = bool(weights) and ratio > 0 and sum(map(len, batches)) > 1
+        if settings.reorder == "best":
+            order = "none"
+            if looks:
+                how = (blocks, batches, weights, settings, generator)
+                order = best_order(dense, plan, layouts, *how)
+            settings = replace(settings, reorder=order)
         masks: dict[str, Tensor] = {}
         if settings.solver in NETWORK_SOLVERS and ratio > 0:
             choose = NETWORK_SOLVERS[settings.solver]
@@ -104,13 +113,12 @@ def prune_network(
             blocks = {name: layout.blocks_of(masks[name]) for name, layout in layouts.items()}
         elif budget.name == "global":
             costs = cost_curves(dense, plan, layouts, batches, weights, settings, generator)
-            looks = bool(weights) and sum(map(len, batches)) > 1  # else no predictions to look at
             if looks:
                 costs = measured_costs(
                     *(dense, plan, layouts, batches, costs, weights, settings, generator)
                 )
             uniform, blocks = blocks, global_budget(plan, layouts, ratio, costs)
-            if looks and ratio > 0:
+            if looks:
                 blocks = search_between(
                     *(dense, plan, layouts, ratio, batches, uniform, blocks, weights, settings),
                     generator,
