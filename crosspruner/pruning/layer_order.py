@@ -8,8 +8,8 @@ linear      by importance in linear layers, as they come in convolutions (ours)
 best        of these four the one after which the network's answers have changed least
             (`order_search`)
 
-An order lets a layer err less by itself. But then all outputs go without the same FMs and err on the
-same images, while outputs that each go without other FMs make up for each other in the layers behind
+An order lets a layer err less by itself. But then all outputs go without the same FMs and err on
+the same images; outputs that each go without other FMs make up for each other in the layers behind
 (docs/measurements.md).
 """
 

@@ -13,11 +13,13 @@ from torch import Tensor
 from crosspruner.errors import SolverError
 from crosspruner.solver.pivot import PivotTable, batch_parts, table_entries
 from crosspruner.solver.problem import LayerProblem
-from crosspruner.solver.refit import CHUNK_ENTRIES
 from crosspruner.solver.swap import gram_loss
 
 SINGLE_ENTRIES = 2**22
 """Tables of more entries in all are held in float32, where pivots take half the time."""
+
+LASTING_ENTRIES = 2**28
+"""Tables of at most so many entries in all (float32: 1 GB) are kept between questions."""
 
 
 class Judge:
@@ -62,7 +64,7 @@ class RefitJudge(Judge):
         self.problem = problem.stand_in
         self._parts = batch_parts(self.problem)
         entries = self.problem.num_problems * table_entries(self.problem)
-        self.lasting = entries <= CHUNK_ENTRIES
+        self.lasting = entries <= LASTING_ENTRIES
         single = entries > SINGLE_ENTRIES
         self._dtypes = [torch.float32 if single else torch.float64] * len(self._parts)
         self._tables: dict[int, PivotTable] = {}

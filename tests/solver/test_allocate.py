@@ -81,7 +81,7 @@ def test_a_layer_judged_in_parts_is_judged_alike(monkeypatch, kept_in_memory):
     whole = judge_of(problem)
     expected = whole.removal_costs, whole.worth(mask), whole.loss(mask), whole.loss(~mask)
     monkeypatch.setattr("crosspruner.solver.pivot.TABLE_ENTRIES", 1)
-    monkeypatch.setattr("crosspruner.solver.judge.CHUNK_ENTRIES", kept_in_memory)
+    monkeypatch.setattr("crosspruner.solver.judge.LASTING_ENTRIES", kept_in_memory)
     parts = judge_of(problem)
     assert len(parts._parts) == 3
     found = parts.removal_costs, parts.worth(mask), parts.loss(mask), parts.loss(~mask)
