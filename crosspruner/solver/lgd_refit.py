@@ -47,12 +47,12 @@ def lgd_rpp_refit(
         relax: relaxation of the first projection, >= 0; it falls in equal parts from one to the
             next, to relax / (steps + 1) in the last one.
         restarts: LGD runs beside the elimination that the search starts with, >= 0; at least one,
-            but not all of them, where more would go beyond `FLOPS`.
+            but not all of them, where more would go beyond `stand_in.FLOPS`.
         swaps: end every run by swaps judged by the refitted loss.
         generator: source of the draws, on the problem's device. None: a new one with seed 0.
         rank: directions per group of the stand-in that large problems are searched on
-            (`reduce_problem`); d or more searches the problem itself. None: as many as the search
-            can afford within about `FLOPS` operations.
+            (`reduce_problem`); d or more searches the problem itself. None: as many as are
+            affordable (`stand_in_of`).
         exact: try all masks where that is cheap (`exhaustive`).
         stand_in: what to search on instead of `problem`, problem by problem; for who has it
             (`LayerProblem.stand_in`). None: made here.
