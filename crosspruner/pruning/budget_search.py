@@ -1,18 +1,15 @@
 """A step from one division of the crossbars towards another, as far as it helps."""
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
 from crosspruner.pruning.budget import check_ratio, settle, units_of
-from crosspruner.pruning.held_out import HeldOut
-from crosspruner.pruning.layerwise import prune_layers
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
+from crosspruner.pruning.network_trials import NetworkTrials
 from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)
@@ -58,25 +55,13 @@ def search_between(
 
     Source: a line search, judged by two-fold cross-validation; ours.
     """
-    halves = [HeldOut(batches), HeldOut(batches, swapped=True)]
-    for half in halves:
-        half.expect(dense)
-    quick, draws = replace(settings, solver="taylor"), generator.get_state()
+    trials = NetworkTrials(dense, plan, layouts, batches, weights, generator)
     points = [between(plan, layouts, ratio, start, end, step) for step in STEPS]
     errors: dict[tuple[int, ...], float] = {}  # points of a short line may be the same
     for blocks in points:
         point = tuple(blocks.values())
-        if point in errors:
-            continue
-        errors[point] = 0.0
-        for half in halves:
-            generator.set_state(draws)
-            trial = copy.deepcopy(dense)
-            prune_layers(
-                *(trial, dense, plan, layouts, blocks, half.fitting, weights, quick, generator),
-                level=logging.DEBUG,
-            )
-            errors[point] += half.error(trial) / len(halves)
+        if point not in errors:
+            errors[point] = trials.error(blocks, settings)
     found = [errors[tuple(blocks.values())] for blocks in points]
     log.info(
         "squared error of the logits from the uniform to the estimated budget: %s",

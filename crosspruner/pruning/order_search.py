@@ -1,6 +1,5 @@
 """Which of the orders of input FMs suits a network: prune it with each, and look at its answers."""
 
-import copy
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -9,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from crosspruner.hardware import Plan
-from crosspruner.pruning.held_out import HeldOut
 from crosspruner.pruning.layer_order import ORDERS
-from crosspruner.pruning.layerwise import prune_layers
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
+from crosspruner.pruning.network_trials import NetworkTrials
 from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)
@@ -50,21 +48,9 @@ def best_order(
 
     Source: ours; judged as budgets are (`budget_search`).
     """
-    halves = [HeldOut(batches), HeldOut(batches, swapped=True)]
-    for half in halves:
-        half.expect(dense)
     draws = generator.get_state()
-    errors = dict.fromkeys(ORDERS, 0.0)
-    for order in ORDERS:
-        quick = replace(settings, solver="taylor", reorder=order)
-        for half in halves:
-            generator.set_state(draws)
-            trial = copy.deepcopy(dense)
-            prune_layers(
-                *(trial, dense, plan, layouts, blocks, half.fitting, weights, quick, generator),
-                level=logging.DEBUG,
-            )
-            errors[order] += half.error(trial) / len(halves)
+    trials = NetworkTrials(dense, plan, layouts, batches, weights, generator)
+    errors = {order: trials.error(blocks, replace(settings, reorder=order)) for order in ORDERS}
     generator.set_state(draws)
     log.info(
         "squared error of the logits by order: %s",
