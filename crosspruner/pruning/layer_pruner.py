@@ -23,6 +23,7 @@ from crosspruner.pruning.moments import Moments
 from crosspruner.pruning.reconstruct import reconstruction_error
 from crosspruner.pruning.targets import Targets
 from crosspruner.pruning.walk import Stop
+from crosspruner.solver.refit import RefitProblem
 from crosspruner.sparsity import GroupLayout
 
 log = logging.getLogger(__name__)
@@ -80,9 +81,11 @@ def prune_layer(
     if order is not None:
         raw, moments = _in_order(order, stop, layout, samples, settings, generator, raw)
         result.orders[layout.name] = order
+    known = None
     if mask is None:
-        mask = _choose(moments, weight, weights, blocks, settings, generator)
-    fixed, new = survivors(module, mask, moments, settings)
+        mask, known = _choose(moments, weight, weights, blocks, settings, generator)
+    fixed, new = survivors(module, mask, moments, settings, known)
+    del known  # as large as the moments
     error = relative_error(moments, new, weights)
     fixed_error = error if new is fixed else relative_error(moments, fixed, weights)
     write_weight(stop, new, moved_bias(stop, raw, new, settings))
@@ -119,14 +122,15 @@ def _choose(
     blocks: int,
     settings: LayerwiseSettings,
     generator: torch.Generator,
-) -> Tensor:
-    """(U, P) bool the mask of the solver."""
+) -> tuple[Tensor, RefitProblem | None]:
+    """(U, P) bool the mask of the solver, and the refit form of the problem it was chosen on."""
     scale = None if weights is None else weights.sqrt()
     problem = layer_problem(moments, weight, scale, settings.damping, settings.foresees_refit)
     # obs_group has no other form; on layers of several bands greedy elimination stands in for it.
     several_bands = settings.solver == "obs_group" and problem.refit is None
     solver = "greedy" if several_bands else settings.solver
-    return choose_layer_mask(problem, blocks, moments.layout, solver, generator)
+    mask = choose_layer_mask(problem, blocks, moments.layout, solver, generator)
+    return mask, problem.refit
 
 
 def collect(

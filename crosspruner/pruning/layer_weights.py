@@ -9,6 +9,7 @@ from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.moments import Moments
 from crosspruner.pruning.reconstruct import mean_output, refit
 from crosspruner.pruning.walk import Stop
+from crosspruner.solver.refit import RefitProblem
 
 
 def finite_weight(module: nn.Module, name: str) -> Tensor:
@@ -29,7 +30,11 @@ def finite_weight(module: nn.Module, name: str) -> Tensor:
 
 
 def survivors(
-    module: nn.Module, mask: Tensor, moments: Moments, settings: LayerwiseSettings
+    module: nn.Module,
+    mask: Tensor,
+    moments: Moments,
+    settings: LayerwiseSettings,
+    known: RefitProblem | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The weights that a mask leaves a layer.
 
@@ -38,13 +43,14 @@ def survivors(
         mask: (U, P) bool.
         moments: of the layer, in the layout that the mask means; centred where means are taken up.
         settings: whether and how to refit.
+        known: a problem of these moments, see `reconstruct.refit`.
 
     Returns:
         The surviving weights as they were, and refitted where that is set.
     """
     weight = read_matrix(module)
     fixed = torch.where(moments.layout.expand_like(mask, weight).to(weight.device), weight, 0.0)
-    new = refit(moments, weight, mask, settings.damping) if settings.refit else fixed
+    new = refit(moments, weight, mask, settings.damping, known) if settings.refit else fixed
     return fixed, attainable(module, new)
 
 

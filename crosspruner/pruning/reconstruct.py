@@ -12,6 +12,8 @@ channel pruning (He et al., ICCV 2017); pulling toward the old weights instead o
 ours.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -24,7 +26,13 @@ _CHUNK_ENTRIES = 2**25
 
 
 @torch.no_grad()
-def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01) -> Tensor:
+def refit(
+    moments: Moments,
+    weight: Tensor,
+    mask: Tensor,
+    damping: float = 0.01,
+    known: RefitProblem | None = None,
+) -> Tensor:
     """Refit the surviving weights of a layer.
 
     Args:
@@ -34,12 +42,15 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
         damping: ridge as a share of the mean diagonal of the moment, > 0. It keeps the system
             regular with dead inputs or fewer samples than inputs: what the data say nothing about
             stays at the old weight.
+        known: a problem of these moments and this damping (`layer_problem`): what it has made of
+            them is not made again.
 
     Returns:
         A new weight of the same shape and dtype, exactly zero where the mask is False.
     """
     layout, old = moments.layout, moments.place(weight)
-    system, target, pull = normal_equations(moments, old, damping)
+    pull = ridge(moments, damping)
+    target = cross_moment(moments, old) + pull * old
     by_output = mask.to(old.device)[layout.unit_of_output.to(old.device)]
     support, band, place = _supports(by_output, moments)
     new = torch.zeros_like(old)
@@ -48,10 +59,16 @@ def refit(moments: Moments, weight: Tensor, mask: Tensor, damping: float = 0.01)
     outputs = torch.argsort(place[0], stable=True)
     first = shared.cumsum(0) - shared
     whole = None
-    if len(system) == 1:
-        problems = system[0], target[0].T.unsqueeze(2), moments.energy[0]
-        groups, patches = support.shape[1], moments.patches
-        whole = RefitProblem(*problems, groups, patches=patches, ridge=float(pull))
+    if len(target) == 1:
+        columns, constant = target[0].T.unsqueeze(2), moments.energy[0]
+        if known is None:
+            system, groups = damped(moments, pull)[0], support.shape[1]
+            patches, added = moments.patches, float(pull)
+            whole = RefitProblem(system, columns, constant, groups, patches=patches, ridge=added)
+        else:
+            whole = replace(known, target=columns, constant=constant).sharing(known)
+    else:
+        system = damped(moments, pull)
     for copies in shared.unique().tolist():
         alike = (shared == copies).nonzero().squeeze(1)
         which = first[alike].unsqueeze(1) + torch.arange(copies, device=old.device)
@@ -144,9 +161,14 @@ def normal_equations(
         system, target, and what was added to the diagonal (B, 1, 1).
     """
     pull = ridge(moments, damping)
+    return damped(moments, pull), cross_moment(moments, old) + pull * old, pull
+
+
+def damped(moments: Moments, pull: Tensor) -> Tensor:
+    """(B, d, d) the second moment with the ridge (B, 1, 1) on its diagonal."""
     system = moments.second.clone()
     system.diagonal(dim1=1, dim2=2).add_(pull.squeeze(2))
-    return system, cross_moment(moments, old) + pull * old, pull
+    return system
 
 
 def _supports(by_output: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Tensor]:

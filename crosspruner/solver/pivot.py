@@ -18,6 +18,7 @@ is that of group OBS (Hassibi and Stork, NeurIPS 1992; OSSCAR, ICML 2024).
 import torch
 from torch import Tensor
 
+from crosspruner.errors import SolverError
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
 
@@ -27,6 +28,9 @@ stay in the processor's cache from one pivot to the next; one table may hold mor
 
 GPU_TABLE_ENTRIES = 2**28
 """The same on a GPU (float64: 2 GB), where what counts is that one kernel serves many problems."""
+
+MOST_INFLATION = 1e4
+"""Variance inflation up to which tables may be in float32: it leaves three of seven digits."""
 
 
 def table_entries(problem: RefitProblem, rank: int | None = None) -> int:
@@ -60,10 +64,15 @@ class PivotTable:
             problem: the normal equations.
             dtype: of the table. In float32 pivots take half the time; losses lose digits with each
                 of them, enough are left to choose by.
+
+        Raises:
+            SolverError: the moment is too close to singular for a table in float32.
         """
         self.groups, self.height = problem.num_groups, problem.group_size
         batch, size, self._num_targets = problem.target.shape
         inverse, weights = problem.inverse, problem.inverse_times(problem.target)
+        if dtype == torch.float32:
+            _check_digits(problem.moment, inverse)
         # The target rides along as extra columns: one product updates both.
         table = weights.new_empty(batch, size, size + self._num_targets, dtype=dtype)
         table[:, :, :size] = -inverse
@@ -223,6 +232,17 @@ class PivotTable:
         return self._table[:, :, self.groups * self.height :].unflatten(
             1, (self.groups, self.height)
         )
+
+
+def _check_digits(moment: Tensor, inverse: Tensor) -> None:
+    """Raise SolverError where rows are all but told by the others, which float32 cannot follow.
+
+    H_ii (H^-1)_ii is one over the share of row i that the other rows do not explain: its variance
+    inflation factor.
+    """
+    inflation = moment.diagonal(dim1=-2, dim2=-1) * inverse.diagonal(dim1=-2, dim2=-1)
+    if not bool((inflation <= MOST_INFLATION).all()):
+        raise SolverError("the moment is too close to singular for float32; use float64")
 
 
 def _gain(factor: Tensor, target: Tensor) -> Tensor:

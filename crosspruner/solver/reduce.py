@@ -9,14 +9,21 @@ to P * rank rows. Masks are chosen there; losses and weights are always solved i
 Source: our own; a Galerkin projection as in reduced-basis methods.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.full_float32 import full_float32
-from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
+from crosspruner.solver.refit import RefitProblem
+
+# Responses, or products with the moment, of one chunk of problems have at most this many entries
+# (float32: 30 MB). Larger ones leave the cache, and the allocator returns them to the system.
+_CHUNK_ENTRIES = 15 * 2**19
+
+_TILE = 512
+"""Rows of the moment."""
 
 LEAST_PIVOT = 0.95
 """Of a stand-in's Cholesky factor, where 1 is the least that is exact: see `_holds`."""
@@ -66,30 +73,28 @@ def _stand_in(problem: RefitProblem, rank: int, dtype: torch.dtype) -> tuple[Ten
     A stand-in only has to order masks, and float32 takes a third less time. None where the moment
     is too close to singular for it.
     """
+    frame = _Frame.of(problem, dtype)
     groups, height = problem.num_groups, problem.group_size
-    inverse = problem.inverse
-    every = torch.arange(groups, device=inverse.device)
-    by_group = inverse.view(groups, height, groups, height)
-    metric = torch.cholesky_inverse(cholesky(by_group[every, :, every]))
-    single = dtype == torch.float32
-    if single and bool(torch.linalg.cholesky_ex(metric.float()).info.any()):
-        return None
-    # Sketches are drawn from a generator of their own: the stand-in is a function of the problem.
-    generator = torch.Generator(inverse.device).manual_seed(0)
     num_responses = groups * problem.target.shape[2]
+    # Sketches are drawn from a generator of their own: the stand-in is a function of the problem.
+    generator = torch.Generator(problem.target.device).manual_seed(0)
     # More directions than responses: these, and random ones beside them.
-    shape = (num_responses, rank) if rank < num_responses else (height, rank - num_responses)
-    sketch = torch.randn(shape, generator=generator, dtype=inverse.dtype, device=inverse.device)
-    entries = problem.target.shape[1] * (num_responses + groups * rank)
-    chunk = max(1, CHUNK_ENTRIES // entries)
-    shared = (by_group.to(dtype), metric.to(dtype), sketch.to(dtype))
-    seen = problem.moment.to(dtype) if problem.patches is None else problem.patches.to(dtype)
+    shape = (num_responses, rank) if rank < num_responses else (rank - num_responses, height)
+    sketch = torch.randn(
+        shape, generator=generator, dtype=torch.float64, device=problem.target.device
+    ).to(dtype)
+    tile = rank * max(1, _TILE // height)
+    entries = problem.target.shape[1] * max(num_responses, min(groups * rank, tile))
+    chunk = max(1, _CHUNK_ENTRIES // entries)
     parts = []
-    for first in range(0, problem.num_problems, chunk):
-        part = _reduce(problem.rows(slice(first, first + chunk)), seen, *shared, rank)
-        if single and not _holds(part[0]):
+    for weights, target in zip(
+        frame.weights.split(chunk, 1), frame.target.split(chunk, 1), strict=True
+    ):
+        basis = _directions(frame.responses(weights), sketch, rank)
+        moment = frame.projected(basis).double()
+        if dtype == torch.float32 and not _holds(moment):
             return None
-        parts.append(part)
+        parts.append((moment, (basis @ target.transpose(0, 1)).double().flatten(1, 2)))
     moment, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
     return moment, target
 
@@ -105,70 +110,119 @@ def _holds(moment: Tensor) -> bool:
     return not bool(failed.any()) and bool((pivots > LEAST_PIVOT).all())
 
 
-def _reduce(
-    problem: RefitProblem,
-    seen: Tensor,
-    inverse: Tensor,
-    metric: Tensor,
-    sketch: Tensor,
-    rank: int,
-) -> tuple[Tensor, Tensor]:
-    groups, height = problem.num_groups, problem.group_size
-    batch = problem.num_problems
-    weights = problem.inverse_times(problem.target).unflatten(1, (groups, height)).to(metric)
-    basis = _basis(_responses(inverse, _per_group(metric, weights)), metric, sketch, rank)
+@dataclass(frozen=True)
+class _Frame:
+    """A problem in coordinates in which every block A_gg of the inverse is the unit matrix.
 
-    moment = _projected(problem, seen, basis).reshape(batch, groups * rank, groups * rank)
-    target = basis.mT.double() @ problem.target.unflatten(1, (groups, height))
-    return (moment + moment.mT).double() / 2, target.flatten(1, 2)
-
-
-def _projected(problem: RefitProblem, seen: Tensor, basis: Tensor) -> Tensor:
-    """(B, P, rank, P, rank) the shared moment between the directions (B, P, d, rank) of groups.
-
-    Args:
-        problem: whose moment it is.
-        seen: its moment, or its patches where it has some, of the dtype of the directions.
-        basis: the directions.
+    With C_g C_g' = A_gg they are C_g^-1 times the weights. Then costs are counted in plain lengths,
+    and the response of group g to the removal of h is A_gh times the weights of h.
     """
-    batch, groups, height, rank = basis.shape
-    if problem.patches is None:
-        by_group = seen.view(groups, height, groups, height)
-        # (B, P, d, P, rank): the moment times every group's basis.
-        half = torch.einsum("gxhy,bhyr->bgxhr", by_group, basis)
-        return torch.einsum("bgxs,bgxhr->bgshr", basis, half)
-    inputs = seen.unflatten(1, (groups, height))
-    projected = torch.einsum("ngx,bgxr->bgrn", inputs, basis).flatten(1, 2)
-    moment = (projected @ projected.mT).view(batch, groups, rank, groups, rank) / len(inputs)
-    every = torch.arange(groups, device=basis.device)
-    moment[:, every, :, every] += problem.ridge * (basis.mT @ basis).transpose(0, 1)
-    return moment
+
+    inverse: Tensor
+    """(P, d, D) A, row after row."""
+    weights: Tensor
+    """(P, B, n, d) V, the dense solution."""
+    target: Tensor
+    """(P, B, d, n) T."""
+    moment: Tensor | None
+    """(P, d, D) H; None where there are patches."""
+    patches: Tensor | None
+    """(P, d, N) the patches over the root of their number."""
+    ridge: Tensor | None
+    """(P, d, d) what the patches leave out of the blocks H_gg."""
+
+    @classmethod
+    def of(cls, problem: RefitProblem, dtype: torch.dtype) -> "_Frame":
+        groups, height = problem.num_groups, problem.group_size
+        blocks = problem.inverse_blocks
+        root = cholesky(blocks)  # C
+        one = torch.eye(height, dtype=root.dtype, device=root.device).expand_as(root)
+        back = torch.linalg.solve_triangular(root, one, upper=False)  # C^-1
+        weights = problem.inverse_times(problem.target)
+        weights = back @ _first(weights, groups)
+        target = root.mT @ _first(problem.target, groups)
+        weights = weights.unflatten(2, (problem.num_problems, -1)).permute(0, 2, 3, 1)
+        target = target.unflatten(2, (problem.num_problems, -1)).transpose(1, 2)
+        small = (weights.to(dtype).contiguous(), target.to(dtype).contiguous())
+        root, back = root.to(dtype), back.to(dtype)
+        if problem.patches is None:
+            inverse = _turned(back, problem.inverse.to(dtype))
+            return cls(inverse, *small, _turned(root.mT, problem.moment.to(dtype)), None, None)
+        # Both from factors among the patches: A_gh = -F_g' F_h / r beside the diagonal.
+        half = back @ _first(problem.half.to(dtype).mT.unsqueeze(0), groups)
+        inverse = (half.flatten(0, 1) / -problem.ridge) @ half.flatten(0, 1).T
+        every = torch.arange(groups, device=inverse.device)
+        inverse.view(groups, height, groups, height)[every, :, every] = one.to(dtype)
+        patches = root.mT @ _first(problem.patches.to(dtype).mT.unsqueeze(0), groups)
+        patches /= len(problem.patches) ** 0.5
+        ridge = problem.ridge * root.mT @ root
+        return cls(inverse.view(groups, height, -1), *small, None, patches, ridge)
+
+    def responses(self, weights: Tensor) -> Tensor:
+        """(b, P, P * n, d) how each group answers each removal, from weights (P, b, n, d)."""
+        groups, batch, outputs, height = weights.shape
+        answers = weights.flatten(1, 2) @ self.inverse  # of all groups to the removal of each
+        answers = answers.view(groups, batch, outputs, groups, height)
+        return answers.permute(1, 3, 0, 2, 4).reshape(batch, groups, -1, height)
+
+    def projected(self, basis: Tensor) -> Tensor:
+        """(b, P * rank, P * rank) the moment between directions (b, P, rank, d) of the groups."""
+        batch, groups, rank, height = basis.shape
+        first = basis.transpose(0, 1)
+        if self.moment is not None:
+            moment = basis.new_empty(batch, groups, rank, groups, rank)
+            for tile in _tiles(groups, height):
+                start, stop = tile.start, tile.stop
+                half = first[tile].reshape(stop - start, -1, height)
+                half = (half @ self.moment[tile, :, : stop * height]).view(
+                    stop - start, batch, rank, stop, height
+                )
+                half = half.permute(1, 3, 0, 2, 4).reshape(batch, stop, -1, height)
+                block = (basis[:, :stop] @ half.mT).unflatten(3, (-1, rank))
+                moment[:, :stop, :, tile] = block
+                moment[:, tile, :, :stop] = block.permute(0, 3, 4, 1, 2)
+            moment = moment.flatten(3).flatten(1, 2)
+            return (moment + moment.mT) / 2
+        assert self.patches is not None
+        assert self.ridge is not None
+        seen = (first.reshape(groups, -1, height) @ self.patches).view(groups, batch, rank, -1)
+        seen = seen.transpose(0, 1).flatten(1, 2)
+        moment = seen @ seen.mT
+        every = torch.arange(groups, device=basis.device)
+        own = first.reshape(groups, -1, height) @ self.ridge
+        own = own.view_as(first) @ first.mT  # (P, b, rank, rank)
+        moment.view(batch, groups, rank, groups, rank)[:, every, :, every] += own
+        return moment
 
 
-def _responses(inverse: Tensor, scaled: Tensor) -> Tensor:
-    """How each group answers each removal: (B, P, d, P * n) from A_hh^-1 V_h (B, P, d, n)."""
-    responses = torch.einsum("gxhy,bhyn->bgxhn", inverse, scaled)
-    return responses.flatten(3)
+def _tiles(groups: int, height: int) -> list[slice]:
+    """Groups whose rows of a symmetric matrix are multiplied at once, up to the diagonal: few
+    enough to leave out nearly half of the products, enough for fast ones."""
+    tile = max(1, _TILE // height)
+    return [slice(g, min(g + tile, groups)) for g in range(0, groups, tile)]
 
 
-def _basis(responses: Tensor, metric: Tensor, sketch: Tensor, rank: int) -> Tensor:
-    """The strongest directions (B, P, d, rank) of the responses, orthonormal in the metric."""
-    factor = cholesky(metric)
-    space = _per_group(factor.mT, responses)
-    if rank < space.shape[3]:
-        tall, space = space, space @ sketch
-        # Two rounds of subspace iteration find the leading space well enough at any spectrum.
-        for _ in range(2):
-            space = torch.linalg.qr(space).Q
-            space = tall @ (tall.mT @ space)
-    elif sketch.shape[1]:
-        space = torch.cat([space, sketch.expand(*space.shape[:2], -1, -1)], dim=3)
-    space = torch.linalg.qr(space).Q
-    columns = space.permute(1, 2, 0, 3)  # (P, d, B, rank): one solve per group for all problems
-    solved = torch.linalg.solve_triangular(factor.mT, columns.flatten(2), upper=True)
-    return solved.view_as(columns).permute(2, 0, 1, 3).contiguous()
+def _first(columns: Tensor, groups: int) -> Tensor:
+    """(P, d, B * n) from (B, D, n)."""
+    return columns.unflatten(1, (groups, -1)).permute(1, 2, 0, 3).flatten(2)
 
 
-def _per_group(matrix: Tensor, values: Tensor) -> Tensor:
-    """matrix (P, d, d) times values (B, P, d, m), without a copy of the matrix for each problem."""
-    return torch.einsum("gxy,bgym->bgxm", matrix, values)
+def _turned(by: Tensor, matrix: Tensor) -> Tensor:
+    """(P, d, D) by_g M_gh by_h' for by (P, d, d) and a symmetric matrix (D, D)."""
+    groups, height = by.shape[:2]
+    rows = (by @ matrix.view(groups, height, -1)).view(-1, groups, height)
+    return (rows.transpose(0, 1) @ by.mT).transpose(0, 1).reshape(groups, height, -1)
+
+
+def _directions(responses: Tensor, sketch: Tensor, rank: int) -> Tensor:
+    """The strongest directions (b, P, rank, d) of responses (b, P, m, d), orthonormal."""
+    rows = responses
+    if rank < responses.shape[2]:
+        # Two rounds of subspace iteration find the leading space well enough at any spectrum, and
+        # among the responses, of which there are fewer than rows, they cost least.
+        products = responses @ responses.mT
+        mixed = products @ torch.linalg.qr(products @ sketch).Q
+        rows = torch.linalg.qr(mixed).Q.mT @ responses
+    elif len(sketch):
+        rows = torch.cat([responses, sketch.expand(*responses.shape[:2], -1, -1)], dim=2)
+    return torch.linalg.qr(rows.mT).Q.mT

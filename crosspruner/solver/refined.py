@@ -107,5 +107,5 @@ def _product(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     batch, _, number = columns.shape
     at = rows.unsqueeze(2).expand_as(columns)
     spread = columns.new_zeros(batch, len(matrix), number).scatter_(1, at, columns)
-    product = matrix @ spread.transpose(0, 1).flatten(1)
-    return product.unflatten(1, (batch, number)).transpose(0, 1).gather(1, at)
+    product = (spread.mT.flatten(0, 1) @ matrix).unflatten(0, (batch, number))
+    return product.mT.gather(1, at)
