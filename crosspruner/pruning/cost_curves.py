@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from crosspruner.hardware import Plan
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_pruner import Samples, collect_centred
+from crosspruner.pruning.layer_walk import Walk
 from crosspruner.pruning.layer_weights import finite_weight
-from crosspruner.pruning.layerwise import Walk, users_of
+from crosspruner.pruning.layerwise import users_of
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import removal_curve
 from crosspruner.pruning.output_weights import norm_weights

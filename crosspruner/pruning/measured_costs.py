@@ -24,8 +24,9 @@ from crosspruner.pruning.held_out import HeldOut
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.layer_pruner import Samples, collect_centred
 from crosspruner.pruning.layer_state import LayerState
+from crosspruner.pruning.layer_walk import Walk
 from crosspruner.pruning.layer_weights import finite_weight, moved_bias, survivors, write_weight
-from crosspruner.pruning.layerwise import Walk, users_of
+from crosspruner.pruning.layerwise import users_of
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.mask_choice import choose_layer_mask
 from crosspruner.pruning.walk import Stop

@@ -1,6 +1,7 @@
 """The layer-wise procedure as a whole: weigh outputs, divide the budget, walk along the network."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -14,7 +15,8 @@ from crosspruner.pruning.budget_search import search_between
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.channel_pruning import check_channel_settings, remove_channels
 from crosspruner.pruning.cost_curves import cost_curves
-from crosspruner.pruning.layerwise import Walk, prune_layers, users_of
+from crosspruner.pruning.layer_walk import Walk
+from crosspruner.pruning.layerwise import prune_layers, users_of
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.measured_costs import measured_costs
 from crosspruner.pruning.network_solver import (
@@ -89,8 +91,18 @@ def prune_network(
     check_network_solver(settings, budget.name)
     with evaluation(network), evaluation(dense):
         users = users_of(plan, layouts)
-        weights = output_weights(dense, users, batches, generator)
         blocks, _ = budget.first_blocks(plan, layouts, ratio)
+        walk = None
+        # Nothing comes between: the dense network need not be run again for the walk.
+        if (
+            budget.name in ("uniform", "per_layer")
+            and settings.reorder != "best"
+            and settings.solver not in (*NETWORK_SOLVERS, CHANNEL_SOLVER)
+        ):
+            walk = Walk(network, dense, users, batches, settings, generator)
+            walk.keep_as_they_are(n for n, layout in layouts.items() if blocks[n] == layout.blocks)
+        with walk.watching() if walk else nullcontext(batches) as parts:
+            weights = output_weights(dense, users, parts, generator)
         if settings.solver == CHANNEL_SOLVER and ratio > 0:
             check_channel_settings(settings.refit, users)
             gone, orders = remove_channels(network, plan, layouts, ratio, batches[0])
@@ -132,6 +144,7 @@ def prune_network(
             pruned = prune_layers(
                 *(network, dense, plan, layouts, blocks, batches, weights, settings, generator),
                 masks,
+                walk=walk,
             )
     ordered = _ordered(layouts, pruned.orders)
     return ProcedureResult(pruned.masks, ordered, pruned.errors, pruned.stopped_by)

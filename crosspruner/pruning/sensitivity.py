@@ -25,7 +25,8 @@ from crosspruner.hardware import Plan
 from crosspruner.pruning.budget_settings import BudgetSettings
 from crosspruner.pruning.layer_pruner import Pruned, Samples, prune_layer
 from crosspruner.pruning.layer_state import LayerState
-from crosspruner.pruning.layerwise import Walk, users_of
+from crosspruner.pruning.layer_walk import Walk
+from crosspruner.pruning.layerwise import users_of
 from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.pruning.output_weights import norm_weights
 from crosspruner.pruning.walk import Stop

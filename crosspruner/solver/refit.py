@@ -209,7 +209,8 @@ class RefitProblem:
         left = ~self._by_steps(mask, weights, loss)
         for number in kept[left].unique().tolist():
             same = (left & (kept == number)).nonzero().squeeze(1)
-            by_pruned = self.moment.ndim == 2 and 2 * number > self.num_groups
+            shared = self.moment.ndim == 2 and self.few is None
+            by_pruned = shared and 2 * number > self.num_groups
             solved = self.num_groups - number if by_pruned else number
             size = max(1, solved * self.group_size)
             if self.few is not None and self.few.number < size:

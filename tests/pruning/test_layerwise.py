@@ -1,5 +1,6 @@
 """The walk along a network: one pass and passes of their own come to the same result."""
 
+import contextlib
 import copy
 
 import pytest
@@ -7,7 +8,8 @@ import torch
 from torch import nn
 
 import crosspruner as cp
-from crosspruner.pruning import layerwise
+from crosspruner.pruning import layer_walk
+from crosspruner.pruning.layerwise_settings import LayerwiseSettings
 from crosspruner.training import build_model
 
 
@@ -38,7 +40,7 @@ def test_one_pass_gives_what_a_pass_for_each_layer_gives(monkeypatch, refit):
     net = residual_net()
     ways = []
     for held in (2**31, 0):
-        monkeypatch.setattr(layerwise, "PASS_BYTES", held)
+        monkeypatch.setattr(layer_walk, "PASS_BYTES", held)
         ways.append(prune(net, refit=refit))
     one, each = ways
     for name, mask in one.masks.items():
@@ -48,6 +50,52 @@ def test_one_pass_gives_what_a_pass_for_each_layer_gives(monkeypatch, refit):
     ):
         torch.testing.assert_close(ours, theirs, msg=lambda m, k=key: f"{k}: {m}")
     assert one.errors == pytest.approx(each.errors)
+
+
+def test_the_dense_network_is_run_once(monkeypatch):
+    """Its outputs are taken in while its gradients are looked at."""
+    net, passed = residual_net(), []
+    net.conv1.register_forward_hook(lambda _m, x, _: passed.append(len(x[0])))
+    number, few = sum(map(len, images())), layer_walk._TO_LOOK_AT
+    watched = prune(net)
+    # The plan is made of a run without numbers, which may or may not call the hook.
+    looked = [n for n in passed if n > few]
+    assert sum(looked) == 2 * number  # and the pruned copy
+
+    def runs_alone(walk):
+        return contextlib.nullcontext(walk.batches)
+
+    passed.clear()
+    monkeypatch.setattr(layer_walk.Walk, "watching", runs_alone)
+    alone = prune(net)
+    assert sum(n for n in passed if n > few) == 3 * number
+    for name, mask in alone.masks.items():
+        assert torch.equal(mask, watched.masks[name])
+    assert alone.errors == pytest.approx(watched.errors)
+
+
+def test_what_is_run_in_part_is_not_taken_in():
+    net = residual_net()
+    users = {"layer1.0.conv1": ["layer1.0.conv1"]}
+    walk = layer_walk.Walk(
+        copy.deepcopy(net),
+        net,
+        users,
+        [b.double() for b in images()],
+        LayerwiseSettings(),
+        torch.Generator().manual_seed(0),
+    )
+    with walk.watching() as parts, torch.no_grad():
+        net(parts[0])
+    assert len(parts) == 2  # of 64 and 8 images
+    assert walk._targets is None
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+    with walk.watching() as parts, torch.no_grad():
+        for part in parts:
+            net(part)
+    assert [len(t.values) for t in walk._targets["layer1.0.conv1"]] == [64, 8]
+    norms = {n for n, m in net.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    assert set(walk.references) == norms
 
 
 def test_the_pruned_network_sees_itself_and_aims_at_the_dense_one():
