@@ -111,8 +111,8 @@ class MomentSums:
         per_band = y.repeat_interleave(self.runs, 0)
         self.sums["cross"] += x @ per_band.mT
         self.sums["energy"] += torch.linalg.vector_norm(y, dim=2, dtype=torch.float64).square()
-        self.sums["mean_in"] += x.sum(2, dtype=torch.float64)
-        self.sums["mean_out"] += y.sum(2, dtype=torch.float64)
+        self.sums["mean_in"] += x.sum(2)  # in the precision of the products
+        self.sums["mean_out"] += y.sum(2)
         self.sums["samples"] += x.shape[2]
         if not self._keep([x[0].mT]):
             add_lower(self._second(), x)

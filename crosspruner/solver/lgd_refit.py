@@ -20,7 +20,7 @@ from crosspruner.solver.exhaustive import MAX_FLOPS, best_of_all_refit, trial_fl
 from crosspruner.solver.pivot import PivotTable, batch_parts
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.rpp import check_keep, rpp
-from crosspruner.solver.stand_in import FLOPS, affordable_restarts, reduced_to, stand_in_of
+from crosspruner.solver.stand_in import SOLVING, affordable_restarts, reduced_to, stand_in_of
 
 STEP = 0.3
 """eta: the share of the present scores in the state."""
@@ -139,7 +139,7 @@ def _search(
             generator.set_state(state)
             found.append(how.on(PivotTable(rows, torch.float64), keep[part], generator))
     runs, losses = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
-    if solve_flops(problem, keep) * len(runs) <= FLOPS:
+    if solve_flops(problem, keep) * len(runs) <= SOLVING:
         return _best(problem, runs)
     first = losses.argmin(0)  # by the stand-in
     return runs[first, torch.arange(len(keep), device=keep.device)]

@@ -219,10 +219,11 @@ def _directions(responses: Tensor, sketch: Tensor, rank: int) -> Tensor:
     rows = responses
     if rank < responses.shape[2]:
         # Two rounds of subspace iteration find the leading space well enough at any spectrum, and
-        # among the responses, of which there are fewer than rows, they cost least.
-        products = responses @ responses.mT
-        mixed = products @ torch.linalg.qr(products @ sketch).Q
-        rows = torch.linalg.qr(mixed).Q.mT @ responses
+        # take least among the responses, mostly fewer than rows; products square their spread.
+        exact = responses.double()
+        products = exact @ exact.mT
+        mixed = products @ torch.linalg.qr(products @ sketch.double()).Q
+        rows = torch.linalg.qr(mixed).Q.mT.to(responses) @ responses
     elif len(sketch):
         rows = torch.cat([responses, sketch.expand(*responses.shape[:2], -1, -1)], dim=2)
     return torch.linalg.qr(rows.mT).Q.mT

@@ -1,15 +1,25 @@
 """How large a stand-in the masks of a layer are searched and judged on.
 
 Judging a layer's groups, the elimination that a search starts with, its swaps, and the exchanges
-between rows each cost about one full elimination of every problem, 2 (P * rank)^3 operations. A
-stand-in has as many directions per group as these passes can afford, and all of them share it.
+between rows each cost about one full elimination of every problem: 2 (P * rank)^3 operations, and
+P^2 looks at a small block, which take far longer than their operations do. A stand-in has as many
+directions per group as these passes can afford, and all of them share it.
 """
+
+import torch
+from torch import Tensor
 
 from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.refit import RefitProblem
 
-FLOPS = 5e10
-"""Operations that choosing the masks of one layer may take: some seconds on one core."""
+FLOPS = 1.5e11
+"""Operations that choosing the masks of one layer may take: some seconds."""
+
+LOOK = 1.5e4
+"""Operations that take as long as a look at a block, for each of its rows."""
+
+SOLVING = 5e10
+"""Operations that solving the masks of several runs in full may take."""
 
 PASSES = 5
 """Passes over a layer besides its LGD runs."""
@@ -39,7 +49,9 @@ def reduced_to(problem: RefitProblem, rank: int) -> RefitProblem:
 
 def affordable_rank(problem: RefitProblem) -> int:
     """Directions per group, 1..d, that the passes and one LGD run can have within `FLOPS`."""
-    rank = int((_flops_of_each(problem) / (PASSES + 1)) ** (1 / 3) / problem.num_groups)
+    ranks = torch.arange(1, problem.group_size + 1, dtype=torch.float64)
+    passes = (PASSES + 1) * max(1, problem.num_problems)
+    rank = int((passes * _one_pass(problem.num_groups, ranks) <= FLOPS).sum())
     # Below this the stand-in no longer holds the weights themselves and their first responses.
     rank = max(rank, 2 * problem.target.shape[2], 4)
     room = int((MOST_ENTRIES / max(1, problem.num_problems)) ** 0.5 / problem.num_groups)
@@ -48,11 +60,11 @@ def affordable_rank(problem: RefitProblem) -> int:
 
 def affordable_restarts(problem: RefitProblem, restarts: int) -> int:
     """LGD runs of a search on a stand-in, at least one of those asked for."""
-    rows = problem.num_groups * problem.group_size
-    affordable = int(_flops_of_each(problem) / rows**3) - PASSES
-    return min(restarts, max(1, affordable))
+    size = torch.tensor(float(problem.group_size))
+    one = max(1, problem.num_problems) * float(_one_pass(problem.num_groups, size))
+    return min(restarts, max(1, int(FLOPS / one) - PASSES))
 
 
-def _flops_of_each(problem: RefitProblem) -> float:
-    """What each problem may have, in units of two operations."""
-    return FLOPS / (2 * max(1, problem.num_problems))
+def _one_pass(groups: int, ranks: Tensor) -> Tensor:
+    """Operations of one pass over one problem, for each number of directions per group."""
+    return 2 * (groups * ranks) ** 3 + groups**2 * LOOK * ranks

@@ -142,3 +142,17 @@ def test_copies_of_an_input_are_pruned_for_nothing():
     for mask in (lgd_rpp_refit(problem, 2), obs_group(problem, 2)):
         assert mask[0, 2]
         assert problem.solve(mask)[1].item() < 1e-3
+
+
+@pytest.mark.parametrize("rest", [1e-12, 1e-8, 1e-5])
+def test_tables_in_float32_are_refused_where_rows_tell_each_other(rest):
+    """Two inputs that differ by little: rounding would look like worth."""
+    moment = torch.eye(6, dtype=torch.float64)
+    moment[0, 3] = moment[3, 0] = 1 - rest
+    target = torch.ones(1, 6, 1, dtype=torch.float64)
+    problem = RefitProblem(moment, target, torch.full((1,), 50.0).double(), 3)
+    PivotTable(problem)
+    with pytest.raises(SolverError, match="float32"):
+        PivotTable(problem, torch.float32)
+    moment[0, 3] = moment[3, 0] = 0.9
+    PivotTable(RefitProblem(moment, target, problem.constant, 3), torch.float32)

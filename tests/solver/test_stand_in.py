@@ -25,7 +25,7 @@ def test_a_small_layer_is_searched_as_it_is():
 def test_the_rank_is_what_six_passes_can_afford(monkeypatch):
     layer = problem()
     for rank in (5, 7, 9):
-        flops = 2 * 4 * (6 * rank) ** 3 * 6
+        flops = 6 * 4 * (2 * (6 * rank) ** 3 + 36 * stand_in.LOOK * rank)
         monkeypatch.setattr(stand_in, "FLOPS", flops * 1.001)
         assert affordable_rank(layer) == rank
         monkeypatch.setattr(stand_in, "FLOPS", flops * 0.999)
@@ -33,6 +33,18 @@ def test_the_rank_is_what_six_passes_can_afford(monkeypatch):
     monkeypatch.setattr(stand_in, "FLOPS", 1.0)
     assert affordable_rank(layer) == 4  # the fewest, but for memory
     assert affordable_rank(problem(outputs=3)) == 6  # two for each output
+
+
+def test_many_small_problems_have_fewer_directions_than_few_large_ones(monkeypatch):
+    """Of as many operations in their pivots: small blocks take longer than these."""
+    many, few = problem(batch=64, groups=3), problem(batch=1, groups=12)
+    assert 64 * 3**3 == 12**3
+    monkeypatch.setattr(stand_in, "LOOK", 1e4)
+    monkeypatch.setattr(stand_in, "FLOPS", 1.2e8)
+    assert affordable_rank(many) == 4  # the fewest
+    assert affordable_rank(few) == 10
+    monkeypatch.setattr(stand_in, "LOOK", 0.0)
+    assert affordable_rank(many) == affordable_rank(few) == 10
 
 
 def test_the_rank_is_what_memory_holds(monkeypatch):
@@ -50,7 +62,7 @@ def test_the_rank_is_what_memory_holds(monkeypatch):
 
 def test_runs_are_those_that_are_left_over(monkeypatch):
     layer = problem()
-    one = 2 * 4 * 60**3
+    one = 4 * (2 * 60**3 + 36 * stand_in.LOOK * 10)
     for passes, runs in ((1, 1), (6, 1), (8, 3), (20, 4)):
         monkeypatch.setattr(stand_in, "FLOPS", one * (passes + 0.5))
         assert affordable_restarts(layer, 4) == runs
