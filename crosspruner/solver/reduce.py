@@ -218,12 +218,17 @@ def _directions(responses: Tensor, sketch: Tensor, rank: int) -> Tensor:
     """The strongest directions (b, P, rank, d) of responses (b, P, m, d), orthonormal."""
     rows = responses
     if rank < responses.shape[2]:
-        # Two rounds of subspace iteration find the leading space well enough at any spectrum, and
-        # take least among the responses, mostly fewer than rows; products square their spread.
-        exact = responses.double()
-        products = exact @ exact.mT
-        mixed = products @ torch.linalg.qr(products @ sketch.double()).Q
-        rows = torch.linalg.qr(mixed).Q.mT.to(responses) @ responses
+        # Two rounds of subspace iteration find the leading space well enough at any spectrum: among
+        # the responses or among the rows, whichever are fewer. Their products square the spread.
+        exact, mixing = responses.double(), sketch.double()
+        if responses.shape[2] <= responses.shape[3]:
+            products = exact @ exact.mT
+            mixed = torch.linalg.qr(products @ torch.linalg.qr(products @ mixing).Q).Q
+            rows = mixed.mT.to(responses) @ responses
+        else:
+            products = exact.mT @ exact
+            mixed = products @ torch.linalg.qr(exact.mT @ mixing).Q
+            rows = (products @ torch.linalg.qr(mixed).Q).mT.to(responses)
     elif len(sketch):
         rows = torch.cat([responses, sketch.expand(*responses.shape[:2], -1, -1)], dim=2)
     return torch.linalg.qr(rows.mT).Q.mT

@@ -1,8 +1,10 @@
 """How large a stand-in a layer's masks are searched on."""
 
+import pytest
 import torch
 
 from crosspruner.solver import LayerProblem, RefitProblem, lgd_rpp_refit, stand_in
+from crosspruner.solver.reduce import _directions
 from crosspruner.solver.stand_in import affordable_rank, affordable_restarts, stand_in_of
 
 
@@ -79,3 +81,20 @@ def test_a_layer_makes_its_stand_in_once(monkeypatch):
     assert LayerProblem(gram, gram.sum(2)).stand_in is None
     given = lgd_rpp_refit(layer, 3, exact=False, stand_in=whole.stand_in)
     assert torch.equal(given, lgd_rpp_refit(layer, 3, exact=False))
+
+
+@pytest.mark.parametrize(("responses", "rank"), [(5, 3), (12, 5), (30, 4), (3, 7)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_directions_hold_what_the_best_ones_hold(responses, rank, dtype):
+    """Of 12 rows and of fewer, as many, or more responses; random ones beside too few."""
+    generator = torch.Generator().manual_seed(0)
+    spread = torch.logspace(0, -3, 12)
+    rows = (torch.randn(2, 3, responses, 12, generator=generator) * spread).to(dtype)
+    shape = (responses, rank) if rank < responses else (rank - responses, 12)
+    sketch = torch.randn(shape, generator=generator).to(dtype)
+    found = _directions(rows, sketch, rank)
+    assert found.shape == (2, 3, rank, 12)
+    torch.testing.assert_close(found @ found.mT, torch.eye(rank, dtype=dtype).expand(2, 3, -1, -1))
+    held = (rows @ found.mT).square().sum((2, 3))
+    best = torch.linalg.svdvals(rows)[..., :rank].square().sum(2)
+    assert float((held / best).min()) > 0.99  # two rounds of iteration
