@@ -17,16 +17,14 @@ Source: our own arrangement of Nystroem preconditioning (Frangella, Tropp and Ud
 of conjugate gradients with refinement in a higher precision.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from crosspruner.solver.full_float32 import full_float32
 from crosspruner.solver.refined import LEAST_ROWS
-
-MOST_DIRECTIONS = 256
-"""Of U: more would save fewer steps than their systems cost."""
+from crosspruner.solver.splitting import Splitting, directions
 
 TOLERANCE = 1e-8
 """Energy of what is not solved yet over that of the solution: the share of the outputs' energy by
@@ -41,9 +39,6 @@ ROUNDS = 3
 MOST_STEPS = 30
 """Of one round."""
 
-# Of the moment's mean diagonal, on that of the blocks of E.
-_LEAST_REST = 1e-4
-
 _USUAL_STEPS = 15
 
 # Operations of factors take at least as many times as long as those of products.
@@ -51,11 +46,6 @@ _FACTORS_TAKE = 2
 
 # One batch of small systems holds at most this many entries (float32: 128 MB).
 _CHUNK_ENTRIES = 2**25
-
-
-def directions(rows: int) -> int:
-    """k for a moment of so many rows."""
-    return max(1, min(MOST_DIRECTIONS, rows // 8))
 
 
 def sooner(kept: Tensor, groups: int, rows: int, outputs: int) -> Tensor:
@@ -77,57 +67,37 @@ def sooner(kept: Tensor, groups: int, rows: int, outputs: int) -> Tensor:
     return (factored >= LEAST_ROWS) & (operations < _FACTORS_TAKE * factored**3 / 3)
 
 
-@dataclass(frozen=True)
-class Splitting:
-    """H = E + U'U, as far as the preconditioner knows it. All float32."""
+def solve_into(
+    moment: Tensor,
+    split: Callable[[], Splitting | None],
+    mask: Tensor,
+    target: Tensor,
+    weights: Tensor,
+    loss: Tensor,
+) -> Tensor:
+    """Solve those of many problems that take less time so than by factors.
 
-    moment: Tensor
-    """(D, D) H."""
-    inverses: Tensor
-    """(P, d, d) the inverses of the blocks E_gg."""
-    leading: Tensor
-    """(k, D) U."""
-    solved: Tensor
-    """(k, D) U_g E_gg^-1 of each group."""
-    products: Tensor
-    """(P, k * k) U_g E_gg^-1 U_g' of each group."""
+    Args:
+        moment: (D, D) H, float64.
+        split: gives its splitting.
+        mask: (B, P) bool.
+        target: (B, D, n) float64.
+        weights: (B, D, n), takes the solutions.
+        loss: (B,), falls by what they explain.
 
-    @classmethod
-    @full_float32()
-    def of(cls, moment: Tensor, groups: int) -> "Splitting | None":
-        """Split a moment (D, D), float64; None where it is too close to singular for float32."""
-        rounded = moment.float()
-        few = directions(len(moment))
-        generator = torch.Generator(moment.device).manual_seed(0)
-        sketch = torch.randn(
-            len(moment), few, generator=generator, dtype=rounded.dtype, device=moment.device
-        )
-        sketch = torch.linalg.qr(rounded @ sketch).Q
-        image = (rounded @ sketch).double()
-        core = sketch.double().T @ image
-        # What rounding may have put below zero: then U'U still stays below H.
-        core.diagonal().add_(torch.finfo(rounded.dtype).eps * core.diagonal().sum())
-        factor, failed = torch.linalg.cholesky_ex((core + core.T) / 2)
-        if bool(failed):
-            return None
-        leading = torch.linalg.solve_triangular(factor, image.T, upper=False)
-        by_group = leading.unflatten(1, (groups, -1)).transpose(0, 1)  # (P, k, d)
-        height = by_group.shape[2]
-        every = torch.arange(groups, device=moment.device)
-        blocks = moment.view(groups, height, groups, height)[every, :, every]
-        rest = blocks - by_group.mT @ by_group
-        # Where U tells all of a group, float32 must not be asked for what is left of it.
-        rest.diagonal(dim1=1, dim2=2).add_(_LEAST_REST * moment.diagonal().mean())
-        rest, failed = torch.linalg.cholesky_ex(rest)
-        if bool(failed.any()):
-            return None
-        inverses = torch.cholesky_inverse(rest)
-        solved = by_group @ inverses
-        products = (solved @ by_group.mT).flatten(1)
-        return cls(
-            *(rounded, inverses.float(), leading.float()),
-            *(solved.transpose(0, 1).flatten(1).float(), products.float()),
-        )
+    Returns:
+        Which problems have been solved, (B,) bool.
+    """
+    solved = torch.zeros_like(mask[:, 0])
+    which = sooner(mask.sum(1), mask.shape[1], *target.shape[1:]).nonzero().squeeze(1)
+    splitting = split() if len(which) else None
+    if splitting is None:
+        return solved
+    found, explained, done = solve_all(moment, splitting, mask[which], target[which].mT)
+    which = which[done]
+    weights[which] = found[done].mT
+    loss[which] -= explained[done]
+    return solved.index_fill(0, which, True)
 
 
 @full_float32()
@@ -169,10 +139,10 @@ def _solve(
         solution += _conjugate_gradients(splitting.moment, precondition, kept, left.float())
         left = (target - (solution.flatten(0, 1) @ moment).view_as(solution)) * kept
         rest = (left * precondition(left.float())).sum(2)
-        if not bool((rest > TOLERANCE * first).any()):
+        if bool((rest.abs() <= TOLERANCE * first).all()):
             break
     explained = (solution * (target + left)).sum((1, 2))
-    return solution, explained, (rest <= TOLERANCE * first).all(1)
+    return solution, explained, (rest.abs() <= TOLERANCE * first).all(1)
 
 
 class _Preconditioner:
@@ -185,7 +155,9 @@ class _Preconditioner:
         few = len(splitting.leading)
         system = (kept @ splitting.products).view(-1, few, few)
         system.diagonal(dim1=1, dim2=2).add_(1)
-        self._factor = torch.linalg.cholesky(system)
+        self._factor, failed = torch.linalg.cholesky_ex(system)
+        # Too close to singular for float32: these do without U, and may not converge.
+        self._factor[failed != 0] = 1e15 * torch.eye(few, device=kept.device)
 
     def __call__(self, residual: Tensor) -> Tensor:
         own = self._of

@@ -24,6 +24,7 @@ from crosspruner.solver.blocks import check_moments, padded_rows, ridge_of, take
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.few_patches import FewPatches
 from crosspruner.solver.refined import solve_blocks
+from crosspruner.solver.splitting import Splitting
 
 # One chunk of a batch holds at most this many entries (float64: 512 MB).
 CHUNK_ENTRIES = 2**26
@@ -226,26 +227,13 @@ class RefitProblem:
         return weights, loss
 
     def _by_steps(self, mask: Tensor, weights: Tensor, loss: Tensor) -> Tensor:
-        """Write the problems that conjugate gradients solve sooner than factors do into weights
-        (B, D, n) and loss (B,); which they are (B,)."""
-        none = torch.zeros(len(mask), dtype=torch.bool, device=mask.device)
+        """Write what conjugate gradients solve sooner than factors into weights and loss (B,);
+        which problems these are (B,)."""
         if self.moment.ndim == 3 or self.patches is not None:
-            return none
-        chosen = deflated.sooner(mask.sum(1), self.num_groups, *self.target.shape[1:])
-        if not bool(chosen.any()):
-            return none
-        make = partial(deflated.Splitting.of, self.moment, self.num_groups)
-        splitting = self._once("splitting", make)
-        if splitting is None:
-            return none
-        which = chosen.nonzero().squeeze(1)
-        found, explained, done = deflated.solve_all(
-            self.moment, splitting, mask[which], self.target[which].mT
-        )
-        which = which[done]
-        weights[which] = found[done].mT
-        loss[which] -= explained[done]
-        return none.index_fill(0, which, True)
+            return torch.zeros_like(mask[:, 0])
+        make = partial(Splitting.of, self.moment, self.num_groups)
+        split = partial(self._once, "splitting", make)
+        return deflated.solve_into(self.moment, split, mask, self.target, weights, loss)
 
     def _keep(self, problems: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """V_S = H_SS^-1 T_S for problems (b,) that keep equally many groups, by mask (b, P)."""

@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from crosspruner.errors import SolverError
 from crosspruner.solver import deflated
-from crosspruner.solver.deflated import Splitting, directions, solve_all, sooner
+from crosspruner.solver.deflated import solve_all, sooner
 from crosspruner.solver.refit import RefitProblem
+from crosspruner.solver.splitting import Splitting, directions
 
 
 def normal(*shape, seed=0):
@@ -154,6 +155,18 @@ def test_a_singular_moment_is_one_clear_error(monkeypatch):
     monkeypatch.setattr(deflated, "sooner", lambda kept, *_: torch.ones_like(kept).bool())
     with pytest.raises(SolverError, match="raise damping"):
         problem.solve(support)
+
+
+def test_small_systems_without_a_factor_end_no_run():
+    """As rounding leaves some: these supports do without U, and what is done is done right."""
+    shared, support, target = moment(), supports(16, 8), normal(16, 1, 48)
+    splitting = Splitting.of(shared, 8)
+    splitting.products[3, 0] = -1e6
+    found, _, done = solve_all(shared, splitting, support, target)
+    assert bool(done[~support[:, 3]].all())
+    assert bool(done[support[:, 3]].any())
+    error = excess(shared, found, exact(shared, support, target))
+    assert float(error[done].max()) < 4 * deflated.TOLERANCE
 
 
 def test_problems_are_solved_by_steps_where_factors_take_longer(monkeypatch):
