@@ -85,10 +85,15 @@ class Walk:
         reestimate(self.network, self.batches, norm, self.references.get(norm.name))
 
     @property
+    def _their_layers(self) -> list[Stop]:
+        """The layers to visit, in the dense network."""
+        return [self.theirs[stop.name] for stop in self.places if not stop.is_norm]
+
+    @property
     def fits_one_pass(self) -> bool:
         """Whether the activations of all images fit into memory, and each stop runs once."""
         images = sum(len(batch) for batch in self.batches)
-        layers = [stop for stop in self.places if not stop.is_norm]
+        layers = self._their_layers
         drawn = sum(_drawn_entries(stop, self.settings.positions) for stop in layers)
         largest = max((stop.entries for stop in self.theirs.values()), default=0)
         held = 4 * images * max(drawn, _COPIES * largest)
@@ -102,7 +107,7 @@ class Walk:
             The batches to run it on once, each image once and in this order. If they are run in
             part only, or the walk will need more than one pass, nothing is taken in.
         """
-        layers = [self.theirs[stop.name] for stop in self.places if not stop.is_norm]
+        layers = self._their_layers
         if not self.fits_one_pass or any(stop.by_function for stop in layers):
             yield self.batches
             return
@@ -154,7 +159,7 @@ class Walk:
 
     def _look_at_the_dense_one(self, images: Tensor) -> dict[str, list[Targets]]:
         """The targets of all layers, and the references of all norms, in a pass of their own."""
-        layers = [self.theirs[stop.name] for stop in self.places if not stop.is_norm]
+        layers = self._their_layers
         drawn = (self.settings.positions, self.generator)
         needed = any(stop.is_norm for stop in self.places)
         with reading_norms(self.dense) if needed else nullcontext() as references:

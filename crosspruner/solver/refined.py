@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.full_float32 import full_float32
+from crosspruner.solver.shared_matrix import times
 
 LEAST_ROWS = 256
 """Smaller systems are factored in float64 at once: there is little to gain."""
@@ -107,5 +108,4 @@ def _product(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     batch, _, number = columns.shape
     at = rows.unsqueeze(2).expand_as(columns)
     spread = columns.new_zeros(batch, len(matrix), number).scatter_(1, at, columns)
-    product = (spread.mT.flatten(0, 1) @ matrix).unflatten(0, (batch, number))
-    return product.mT.gather(1, at)
+    return times(matrix, spread).gather(1, at)

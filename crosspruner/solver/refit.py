@@ -24,6 +24,7 @@ from crosspruner.solver.blocks import check_moments, padded_rows, ridge_of, take
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.few_patches import FewPatches
 from crosspruner.solver.refined import solve_blocks
+from crosspruner.solver.shared_matrix import diagonal_blocks, times
 from crosspruner.solver.splitting import Splitting
 
 # One chunk of a batch holds at most this many entries (float64: 512 MB).
@@ -124,9 +125,7 @@ class RefitProblem:
     def inverse_blocks(self) -> Tensor:
         """(P, d, d) the blocks of H^-1 on the diagonal, float64, of a shared moment."""
         if self.patches is None:
-            by_group = self.inverse.view(self.num_groups, self.group_size, self.num_groups, -1)
-            every = torch.arange(self.num_groups, device=by_group.device)
-            return by_group[every, :, every]
+            return diagonal_blocks(self.inverse, self.num_groups)
         half = self.half.unflatten(1, (self.num_groups, -1)).transpose(0, 1)
         blocks = half.mT @ half
         blocks.neg_().diagonal(dim1=1, dim2=2).add_(1)
@@ -163,9 +162,9 @@ class RefitProblem:
         """
         if self.patches is None:
             return times(self.inverse, columns)
-        flat = columns.transpose(0, 1).flatten(1)
-        solved = (flat - self.half.mT @ (self.half @ flat)) / self.ridge
-        return solved.unflatten(1, (len(columns), -1)).transpose(0, 1)
+        rows = columns.mT.flatten(0, 1)
+        solved = (rows - (rows @ self.half.mT) @ self.half) / self.ridge
+        return solved.unflatten(0, (len(columns), columns.shape[2])).mT
 
     def rows(self, part: slice | Tensor) -> "RefitProblem":
         """Some problems of the batch, by a slice or an index (b,)."""
@@ -268,15 +267,3 @@ class RefitProblem:
         marked = mask.nonzero()[:, 1].view(len(mask), -1)
         within = torch.arange(self.group_size, device=mask.device)
         return (marked.unsqueeze(2) * self.group_size + within).flatten(1)
-
-
-def times(matrix: Tensor, columns: Tensor) -> Tensor:
-    """Symmetric (D, D) or (B, D, D) times columns (B, D, n), one product where it is shared.
-
-    Broadcasting would copy a shared matrix for every problem.
-    """
-    if matrix.ndim == 3:
-        return matrix @ columns
-    # As rows from the left: with few columns that is several times faster on some processors.
-    product = columns.mT.flatten(0, 1) @ matrix
-    return product.unflatten(0, (len(columns), -1)).mT

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from crosspruner.solver.full_float32 import full_float32
+from crosspruner.solver.shared_matrix import diagonal_blocks
 
 MOST_DIRECTIONS = 256
 """Of U: more would save fewer steps than their systems cost."""
@@ -57,10 +58,7 @@ class Splitting:
             return None
         leading = torch.linalg.solve_triangular(factor, image.T, upper=False)
         by_group = leading.unflatten(1, (groups, -1)).transpose(0, 1)  # (P, k, d)
-        height = by_group.shape[2]
-        every = torch.arange(groups, device=moment.device)
-        blocks = moment.view(groups, height, groups, height)[every, :, every]
-        rest = blocks - by_group.mT @ by_group
+        rest = diagonal_blocks(moment, groups) - by_group.mT @ by_group
         # Where U tells all of a group, float32 must not be asked for what is left of it.
         rest.diagonal(dim1=1, dim2=2).add_(_LEAST_REST * moment.diagonal().mean())
         rest, failed = torch.linalg.cholesky_ex(rest)
