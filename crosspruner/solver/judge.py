@@ -13,6 +13,7 @@ from torch import Tensor
 from crosspruner.errors import SolverError
 from crosspruner.solver.pivot import PivotTable, batch_parts, table_entries
 from crosspruner.solver.problem import LayerProblem
+from crosspruner.solver.side_by_side import side_by_side
 from crosspruner.solver.swap import gram_loss
 
 SINGLE_ENTRIES = 2**22
@@ -81,17 +82,20 @@ class RefitJudge(Judge):
 
     def _ask(self, question: Callable[[PivotTable, slice], Tensor]) -> Tensor:
         """The answers of all parts of the batch, those float32 is too coarse for in float64."""
-        answers = []
-        for index, part in enumerate(self._parts):
+
+        def answer(index: int) -> Tensor:
+            part = self._parts[index]
             try:
-                answers.append(question(self._table(index), part))
+                return question(self._table(index), part)
             except SolverError:
                 if self._dtypes[index] == torch.float64:
                     raise
                 self._dtypes[index] = torch.float64
                 self._tables.pop(index, None)
-                answers.append(question(self._table(index), part))
-        return torch.cat(answers)
+                return question(self._table(index), part)
+
+        device = self.problem.target.device
+        return torch.cat(side_by_side(answer, range(len(self._parts)), device))
 
     def _table(self, index: int) -> PivotTable:
         """The table of a part, kept at the masks that were looked at last if tables last."""

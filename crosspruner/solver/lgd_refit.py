@@ -20,6 +20,7 @@ from crosspruner.solver.exhaustive import MAX_FLOPS, best_of_all_refit, trial_fl
 from crosspruner.solver.pivot import PivotTable, batch_parts
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.rpp import check_keep, rpp
+from crosspruner.solver.side_by_side import side_by_side
 from crosspruner.solver.stand_in import SOLVING, affordable_restarts, reduced_to, stand_in_of
 
 STEP = 0.3
@@ -130,15 +131,19 @@ def _search(
 ) -> Tensor:
     """An elimination and LGD runs of every problem; the best mask of each."""
     how = replace(how, restarts=affordable_restarts(stand_in, how.restarts))
-    found = []
-    for part in batch_parts(stand_in):
-        rows, state = stand_in.rows(part), generator.get_state()
+    parts, device = batch_parts(stand_in), stand_in.target.device
+    seeds = torch.randint(2**62, (len(parts),), generator=generator, device=device).tolist()
+
+    def runs_of(index: int) -> tuple[Tensor, Tensor]:
+        rows, kept = stand_in.rows(parts[index]), keep[parts[index]]
+        own = torch.Generator(device)
         try:
-            found.append(how.on(PivotTable(rows, torch.float32), keep[part], generator))
+            return how.on(PivotTable(rows, torch.float32), kept, own.manual_seed(seeds[index]))
         except SolverError:  # too close to singular for float32
-            generator.set_state(state)
-            found.append(how.on(PivotTable(rows, torch.float64), keep[part], generator))
-    runs, losses = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+            return how.on(PivotTable(rows, torch.float64), kept, own.manual_seed(seeds[index]))
+
+    found = side_by_side(runs_of, range(len(parts)), device)
+    runs, losses = (torch.cat(each, 1) for each in zip(*found, strict=True))
     if solve_flops(problem, keep) * len(runs) <= SOLVING:
         return _best(problem, runs)
     first = losses.argmin(0)  # by the stand-in

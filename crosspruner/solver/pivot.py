@@ -29,6 +29,10 @@ stay in the processor's cache from one pivot to the next; one table may hold mor
 GPU_TABLE_ENTRIES = 2**28
 """The same on a GPU (float64: 2 GB), where what counts is that one kernel serves many problems."""
 
+FEW = 4
+"""Tables are taken out of a batch and put back where they are less than one in so many; else it
+takes less time to subtract nothing from the others."""
+
 MOST_INFLATION = 1e4
 """Variance inflation up to which tables may be in float32: it leaves three of seven digits."""
 
@@ -104,35 +108,37 @@ class PivotTable:
             group: (b,) int64, the group of each row.
             rows: (b,) int64, the problems to change; None: all, in order.
         """
-        everything = rows is None or len(rows) == len(self.mask)
         rows = self._rows(rows)
         if not len(rows):
             return
-        if everything:  # in the order of the table, which is changed as a whole
-            rows, order = rows.sort()
-            group = group[order]
         size = self.groups * self.height
-        table = self._table if everything else self._table[rows]
-        batch = torch.arange(len(rows), device=rows.device)
-        pivot = table.view(len(rows), self.groups, self.height, -1)[batch, group]
-        block = pivot[:, :, :size].unflatten(2, (self.groups, self.height))[batch, :, group]
+        by_group = self._table.unflatten(1, (self.groups, self.height))
+        square = self._blocks()
+        pivot = by_group[rows, group]
         sign = self._sign(self.mask[rows, group])
-        inverse = sign * torch.cholesky_inverse(cholesky(sign * block))
+        inverse = sign * torch.cholesky_inverse(cholesky(sign * square[rows, group, :, group]))
         scaled = inverse @ pivot
         targets = pivot[:, :, size:]
         self.loss[rows] -= (targets * scaled[:, :, size:]).sum((1, 2))
 
-        table.baddbmm_(pivot[:, :, :size].mT, scaled, alpha=-1)
+        self._subtract(pivot[:, :, :size].mT, scaled, rows)
         scaled = sign * scaled
-        by_group = table.view(len(rows), self.groups, self.height, -1)
-        by_group[batch, group] = scaled
-        square = by_group[..., :size].unflatten(3, (self.groups, self.height))
+        by_group[rows, group] = scaled
         columns = scaled[:, :, :size].unflatten(2, (self.groups, self.height))
-        square[batch, :, :, group] = columns.permute(0, 2, 3, 1)
-        square[batch, group, :, group] = -inverse
-        if not everything:
-            self._table[rows] = table
+        square[rows, :, :, group] = columns.permute(0, 2, 3, 1)
+        square[rows, group, :, group] = -inverse
         self.mask[rows, group] ^= True
+
+    def _subtract(self, left: Tensor, right: Tensor, rows: Tensor) -> None:
+        """Take left @ right (b, D, D + n) from the tables of some problems (b,)."""
+        if FEW * len(rows) < len(self._table):
+            self._table[rows] = torch.baddbmm(self._table[rows], left, right, alpha=-1)
+            return
+        every = left.new_zeros(len(self._table), *left.shape[1:])
+        every[rows] = left
+        theirs = right.new_zeros(len(self._table), *right.shape[1:])
+        theirs[rows] = right
+        self._table.baddbmm_(every, theirs, alpha=-1)
 
     def move_to(self, mask: Tensor) -> None:
         """Toggle groups until the table stands at `mask` (B, P)."""
@@ -169,9 +175,11 @@ class PivotTable:
         """
         rows = self._rows(rows)
         mask, worth = self.mask[rows], self.scores(rows)
-        length = min(shortlist, self.groups)
-        kept = worth.masked_fill(~mask, torch.inf).topk(length, 1, largest=False)
-        pruned = worth.masked_fill(mask, -torch.inf).topk(length, 1)
+        number = mask.sum(1)
+        most = int(number.max()), self.groups - int(number.min())
+        many = [max(1, min(shortlist, one)) for one in most]
+        kept = worth.masked_fill(~mask, torch.inf).topk(many[0], 1, largest=False)
+        pruned = worth.masked_fill(mask, -torch.inf).topk(many[1], 1)
         blocks, targets = self._blocks(), self._targets()
         k, p, row = kept.indices, pruned.indices, rows.unsqueeze(1)
         # After pruning k the block and the target of p become C_p + F' F and r_p + F' v.
@@ -186,7 +194,7 @@ class PivotTable:
         change = change.masked_fill(pruned.values.isinf().unsqueeze(1), torch.inf)
         best, pair = change.flatten(1).min(1)
         column = torch.arange(len(rows), device=rows.device)
-        return best, k[column, pair // length], p[column, pair % length]
+        return best, k[column, pair // many[1]], p[column, pair % many[1]]
 
     def descend(self, shortlist: int = 8) -> None:
         """Make the best swap again and again until none lowers the loss.

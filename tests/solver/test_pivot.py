@@ -72,6 +72,28 @@ def test_rows_may_be_toggled_in_any_order():
     torch.testing.assert_close(table.loss, problem.solve(table.mask)[1])
 
 
+@pytest.mark.parametrize("few", [1, 4, 9])
+def test_few_rows_of_many_are_toggled_alike(few):
+    problem = random_problem(groups=4, height=2, batch=9)
+    table, rows = PivotTable(problem), torch.randperm(9)[:few]
+    for groups in (torch.randint(4, (few,)), torch.randint(4, (few,))):
+        table.toggle(groups, rows)
+        mask = table.mask.clone()
+        torch.testing.assert_close(table.loss, problem.solve(mask)[1])
+    changed = (~table.mask).any(1).nonzero().flatten().tolist()
+    assert set(changed) <= set(rows.tolist())
+    fresh = PivotTable(problem)
+    fresh.move_to(table.mask)
+    torch.testing.assert_close(table.scores(), fresh.scores())
+
+
+def test_all_kept_or_all_pruned_leaves_nothing_to_exchange():
+    table = PivotTable(random_problem(groups=4, height=2, batch=2))
+    for mask in (torch.ones(2, 4).bool(), torch.zeros(2, 4).bool()):
+        table.move_to(mask)
+        assert table.best_swap(shortlist=4)[0].tolist() == [torch.inf] * 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_losses_hold_after_a_descent(dtype):
     exact = dtype == torch.float64
