@@ -12,6 +12,7 @@ from crosspruner.errors import BudgetError, ConfigError
 from crosspruner.hardware import MappingSpec, plan_model
 from crosspruner.pruning.budget import (
     _common_share,
+    _rounded,
     global_budget,
     prunable_layers,
     settle,
@@ -98,13 +99,17 @@ def test_the_sum_is_within_half_of_the_smallest_unit_where_it_has_blocks_to_spar
     most = blocks - 2
     # Away from the ends, so that the finest layer has room for what the others leave over.
     target = data.draw(st.floats(0.2, 0.8)) * float((blocks * unit).sum())
-    removed = settle(_common_share(unit, blocks, most, target), unit, most, target)
+    wanted = _common_share(unit, blocks, most, target)
+    removed, rounded = settle(wanted, unit, most, target), _rounded(wanted, unit, most, target)
     assert ((removed >= 0) & (removed <= most)).all()
-    assert abs(float((removed * unit).sum()) - target) <= 0.5 * int(unit.min()) + 1e-6
-    share = removed / blocks
+    missed = abs(float((removed * unit).sum()) - target)
+    assert missed <= 0.5 * int(unit.min()) + 1e-6
+    if not torch.equal(removed, rounded):  # units such as 3, 6 and 7 may need uneven shares
+        assert missed < abs(float((rounded * unit).sum()) - target)
+        return
     coarse = unit > unit.min()
-    if coarse.any():  # every layer gives the same share, to within a block or so
-        assert float(share[coarse].max() - share[coarse].min()) < 0.1
+    if coarse.any():  # every layer gives the same share, to within a block
+        assert float((removed - wanted)[coarse].abs().max()) <= 1
 
 
 @pytest.mark.parametrize(
