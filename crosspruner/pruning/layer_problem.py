@@ -5,7 +5,7 @@ from torch import Tensor
 
 from crosspruner.hardware.packing import output_table
 from crosspruner.pruning.moments import Moments
-from crosspruner.pruning.reconstruct import normal_equations
+from crosspruner.pruning.reconstruct import damped, right_side
 from crosspruner.solver import LayerProblem
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.sparsity import GroupLayout
@@ -38,7 +38,7 @@ def layer_problem(
     layout = moments.layout
     if scale is None:
         scale = torch.ones(layout.out_channels)
-    scale = scale.to(moments.second)
+    scale = scale.to(moments.cross)
     unit = layout.unit_of_output.to(scale.device)
     own_scale = scale.view(layout.conv_groups, 1, -1).repeat_interleave(moments.runs, 0)
     placed = moments.place(weight) * own_scale
@@ -57,7 +57,7 @@ def layer_problem(
         torch.zeros_like(gram[:, 0, 0]).index_add_(0, unit, energy),
         layout.sum_by_group(own.square()).to(scale.device),
         refit=_refit_problem(moments, weight, scale, damping)
-        if refit and len(moments.second) == 1
+        if refit and len(moments.cross) == 1
         else None,
     )
 
@@ -102,7 +102,7 @@ def _gram_of_patches(patches: Tensor, placed: Tensor, unit: Tensor, layout: Grou
 
 def _refit_problem(moments: Moments, weight: Tensor, scale: Tensor, damping: float) -> RefitProblem:
     layout, old = moments.layout, moments.place(weight)
-    system, target, pull = normal_equations(moments, old, damping)
+    target, pull = right_side(moments, old, damping)
     table = torch.arange(layout.out_channels).unsqueeze(1)
     if layout.grain == "crossbar":
         order = torch.arange(layout.out_channels).unsqueeze(0)
@@ -114,8 +114,9 @@ def _refit_problem(moments: Moments, weight: Tensor, scale: Tensor, damping: flo
     columns = (target[0] * scale).T[table.clamp(min=0)] * (table >= 0).unsqueeze(2)
     constant = (moments.energy[0] + pull[0, 0] * old[0].square().sum(0)) * scale.square()
     constant = (constant[table.clamp(min=0)] * (table >= 0)).sum(1)
+    system = None if moments.patches is not None else damped(moments, pull)[0]
     return RefitProblem(
-        *(system[0], columns.mT.contiguous(), constant, layout.input_groups),
+        *(system, columns.mT.contiguous(), constant, layout.input_groups),
         patches=moments.patches,
         ridge=float(pull),
     )

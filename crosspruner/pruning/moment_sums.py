@@ -164,20 +164,20 @@ class MomentSums:
             raise DataError(f"layer {self.layout.name} was not run by any calibration batch")
         assert self.point is not None
         origin = torch.zeros_like(self.point[0]), torch.zeros_like(self.point[1])
-        raw = self._about(origin) | {"second": self._second_about(origin)}
-        if not all(bool(value.isfinite().all()) for value in raw.values()):
+        raw, kept = self._about(origin), self._patches_about(origin)
+        patches = None if kept is None else torch.cat(kept)
+        products = self._second_about(origin) if patches is None else None
+        known = [*raw.values(), products if patches is None else patches.square()]
+        # Sums, since what they hold in memory is less; nothing finite comes near their range.
+        if not all(bool(value.sum().isfinite()) for value in known if value is not None):
             raise DataError(
                 f"layer {self.layout.name} meets NaN or Inf on the calibration images: check the "
                 "weights and the scale of the images"
             )
+        if products is not None:
+            products /= samples
         means = {k: v.div_(samples) for k, v in raw.items() if k != "samples"}
-        patches = self._patches_about(origin)
-        return Moments(
-            **means,
-            samples=samples,
-            layout=self.layout,
-            patches=None if patches is None else torch.cat(patches),
-        )
+        return Moments(products, **means, samples=samples, layout=self.layout, patches=patches)
 
     def _patches_about(self, point: tuple[Tensor, Tensor]) -> list[Tensor] | None:
         """The patches about another point, in float64."""

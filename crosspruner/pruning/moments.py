@@ -2,7 +2,7 @@
 
 They are averages of x~ x~', x~ y', y^2, x~ and y over the layer's input patches x~ (of the pruned
 network) and its outputs y (of the dense network, without bias), in float64 (`MomentSums`). Where
-there are fewer patches than half the rows, they come along: they say the same in less.
+there are fewer patches than half the rows, they stand for their products, which are larger.
 
 Rows stand in the order of the input groups: input FMs in the layer's order, Kin at a time, the last
 group padded with dead rows, so that every group has w = Kin * kernel positions of them. A matrix
@@ -11,6 +11,7 @@ groups and runs together are called bands: B = G * runs matrices of d rows each.
 """
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -22,8 +23,8 @@ from crosspruner.sparsity import GroupLayout
 class Moments:
     """Averages over the samples of one layer; float64."""
 
-    second: Tensor
-    """(B, d, d) E[x~ x~'] of each band."""
+    products: Tensor | None
+    """(B, d, d) E[x~ x~'] of each band; None where there are patches: see `second`."""
     cross: Tensor
     """(B, d, Cout / G) E[x~ y'] with the outputs of the band's convolution group."""
     energy: Tensor
@@ -36,19 +37,34 @@ class Moments:
     """Patches that were averaged."""
     layout: GroupLayout
     patches: Tensor | None = None
-    """(n, d) the patches themselves, where there is one band and fewer of them than half its rows:
-    `second` is patches' patches / n."""
+    """(n, d) the patches, where there is one band and fewer of them than half its rows."""
+
+    @cached_property
+    def second(self) -> Tensor:
+        """(B, d, d) E[x~ x~'] of each band. Made of the patches if there are any, which takes
+        gigabytes where rows are many: `second_times`, `power` and `kernel_energy` do without."""
+        if self.patches is None:
+            assert self.products is not None
+            return self.products
+        return (self.patches.T @ self.patches / self.samples).unsqueeze(0)
+
+    @property
+    def power(self) -> Tensor:
+        """(B, d) E[x~^2], the diagonal of `second`."""
+        if self.patches is None:
+            return self.second.diagonal(dim1=1, dim2=2)
+        return self.patches.square().mean(0, keepdim=True)
 
     @property
     def runs(self) -> int:
         """Runs of input groups in each convolution group; 1 = nothing was cut."""
-        return self.second.shape[0] // self.layout.conv_groups
+        return self.cross.shape[0] // self.layout.conv_groups
 
     @property
     def width(self) -> int:
         """w: rows of one input group."""
         groups = -(-self.layout.input_groups // self.runs)
-        return self.second.shape[1] // groups
+        return self.cross.shape[1] // groups
 
     def second_times(self, columns: Tensor) -> Tensor:
         """second @ columns for columns (B, d, m), among the patches where there are few."""
@@ -65,7 +81,7 @@ class Moments:
         per_band = self.mean_out.repeat_interleave(self.runs, 0).unsqueeze(1)
         return replace(
             self,
-            second=self.second - into @ into.mT,
+            products=None if self.products is None else self.products - into @ into.mT,
             cross=self.cross - into * per_band,
             energy=(self.energy - self.mean_out.square()).clamp(min=0),
             patches=None if self.patches is None else self.patches - self.mean_in,
@@ -74,9 +90,7 @@ class Moments:
     def place(self, weight: Tensor) -> Tensor:
         """A weight (Cout, fan_in, ...) as (B, d, Cout / G) float64 in the order of the rows."""
         layout = self.layout
-        kernels = (
-            weight.detach().to(self.second).reshape(layout.conv_groups, -1, *_fm_shape(weight))
-        )
+        kernels = weight.detach().to(self.cross).reshape(layout.conv_groups, -1, *_fm_shape(weight))
         placed = place_fms(kernels, layout, 2, self.runs * -(-layout.input_groups // self.runs))
         bands = placed.reshape(layout.conv_groups, placed.shape[1], self.runs, -1)
         return bands.permute(0, 2, 3, 1).flatten(0, 1)
@@ -106,8 +120,12 @@ class Moments:
         fan_in, positions = _fm_shape(weight)
         placed = self.place(weight).unflatten(1, (-1, positions))  # (B, FMs, k, O)
         fms = torch.arange(placed.shape[1], device=placed.device)
-        own = self.second.view(len(placed), len(fms), positions, len(fms), positions)
-        own = own[:, fms, :, fms]  # (FMs, B, k, k)
+        if self.patches is None:
+            own = self.second.view(len(placed), len(fms), positions, len(fms), positions)
+            own = own[:, fms, :, fms]  # (FMs, B, k, k)
+        else:
+            by_fm = self.patches.view(-1, len(fms), positions).transpose(0, 1)
+            own = (by_fm.mT @ by_fm / self.samples).unsqueeze(1)
         energy = ((own @ placed.transpose(0, 1)) * placed.transpose(0, 1)).sum(2)  # (FMs, B, O)
         energy = energy.unflatten(1, (layout.conv_groups, self.runs)).permute(1, 3, 2, 0)
         energy = energy.flatten(2)[:, :, :fan_in]  # (G, O, FMs in their places)
@@ -143,14 +161,17 @@ class Moments:
         assert self.layout.input_order is None
         layout = replace(self.layout, input_order=order)
         positions = self.width // layout.kin
-        places = self.second.shape[1] // positions
+        places = self.cross.shape[1] // positions
         spare = torch.arange(layout.fan_in, places).expand(layout.conv_groups, -1)
-        fms = torch.cat([order, spare], 1).to(self.second.device)
+        fms = torch.cat([order, spare], 1).to(self.cross.device)
         rows = (fms.unsqueeze(2) * positions + torch.arange(positions).to(fms)).flatten(1)
         band = torch.arange(len(rows)).to(fms).unsqueeze(1)
+        products = self.products
+        if products is not None:
+            products = products[band.unsqueeze(2), rows.unsqueeze(2), rows.unsqueeze(1)]
         return replace(
             self,
-            second=self.second[band.unsqueeze(2), rows.unsqueeze(2), rows.unsqueeze(1)],
+            products=products,
             cross=self.cross[band, rows],
             mean_in=self.mean_in[band, rows],
             layout=layout,

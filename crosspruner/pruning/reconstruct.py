@@ -49,8 +49,7 @@ def refit(
         A new weight of the same shape and dtype, exactly zero where the mask is False.
     """
     layout, old = moments.layout, moments.place(weight)
-    pull = ridge(moments, damping)
-    target = cross_moment(moments, old) + pull * old
+    target, pull = right_side(moments, old, damping)
     by_output = mask.to(old.device)[layout.unit_of_output.to(old.device)]
     support, band, place = _supports(by_output, moments)
     new = torch.zeros_like(old)
@@ -58,22 +57,21 @@ def refit(
     # The outputs of each support, one after the other.
     outputs = torch.argsort(place[0], stable=True)
     first = shared.cumsum(0) - shared
-    whole = None
+    patches, whole = moments.patches, None
+    system = damped(moments, pull) if known is None and patches is None else None
     if len(target) == 1:
         columns, constant = target[0].T.unsqueeze(2), moments.energy[0]
         if known is None:
-            system, groups = damped(moments, pull)[0], support.shape[1]
-            patches, added = moments.patches, float(pull)
-            whole = RefitProblem(system, columns, constant, groups, patches=patches, ridge=added)
+            own, groups = None if system is None else system[0], support.shape[1]
+            whole = RefitProblem(own, columns, constant, groups, patches, float(pull))
         else:
             whole = replace(known, target=columns, constant=constant).sharing(known)
-    else:
-        system = damped(moments, pull)
     for copies in shared.unique().tolist():
         alike = (shared == copies).nonzero().squeeze(1)
         which = first[alike].unsqueeze(1) + torch.arange(copies, device=old.device)
         column = place[1][outputs[which]]
         if whole is None:
+            assert system is not None  # patches are those of a single band
             _refit_bands(system, target, new, support[alike], band[alike], column)
             continue
         solution, _ = whole.merged(column).solve(support[alike])
@@ -143,14 +141,12 @@ def ridge(moments: Moments, damping: float) -> Tensor:
     """(B, 1, 1) what is added to the diagonal; 1 in a band whose inputs are all dead."""
     layout = moments.layout
     live = layout.fan_in * (moments.width // layout.kin) / moments.runs
-    mean = moments.second.diagonal(dim1=1, dim2=2).sum(1) / live
+    mean = moments.power.sum(1) / live
     return torch.where(mean > 0, max(damping, 1e-9) * mean, 1.0).view(-1, 1, 1)
 
 
-def normal_equations(
-    moments: Moments, old: Tensor, damping: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the refitted weights solve: system (B, d, d) w = target (B, d, Cout / G).
+def right_side(moments: Moments, old: Tensor, damping: float) -> tuple[Tensor, Tensor]:
+    """What the refitted weights solve for: (M + r I) w = C + r w_old.
 
     Args:
         moments: of the layer.
@@ -158,10 +154,10 @@ def normal_equations(
         damping: share of the mean diagonal.
 
     Returns:
-        system, target, and what was added to the diagonal (B, 1, 1).
+        C + r w_old (B, d, Cout / G), and r (B, 1, 1).
     """
     pull = ridge(moments, damping)
-    return damped(moments, pull), cross_moment(moments, old) + pull * old, pull
+    return cross_moment(moments, old) + pull * old, pull
 
 
 def damped(moments: Moments, pull: Tensor) -> Tensor:
@@ -182,7 +178,7 @@ def _supports(by_output: Tensor, moments: Moments) -> tuple[Tensor, Tensor, Tens
         its support and its number among the band's outputs (2, B * Cout / G).
     """
     layout, runs = moments.layout, moments.runs
-    per_run = moments.second.shape[1] // moments.width
+    per_run = moments.cross.shape[1] // moments.width
     padded = F.pad(by_output, (0, runs * per_run - layout.input_groups))
     masks = padded.view(layout.conv_groups, -1, runs, per_run).transpose(1, 2)  # (G, R, O, p)
     outputs = masks.shape[2]

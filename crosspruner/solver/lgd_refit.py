@@ -79,7 +79,7 @@ def lgd_rpp_refit(
         problem.num_problems, problem.num_groups, dtype=torch.bool, device=problem.target.device
     )
     search = torch.ones_like(keep, dtype=torch.bool)
-    allowed = MAX_FLOPS if exact and problem.moment.ndim == 2 else 0.0
+    allowed = MAX_FLOPS if exact and problem.shared else 0.0
     for number in keep.unique().tolist():
         rows = (keep == number).nonzero().squeeze(1)
         flops = trial_flops(problem.rows(rows), number)

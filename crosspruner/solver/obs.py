@@ -40,7 +40,7 @@ def obs_group(
     first number of exchanges, half of what can be exchanged, is our reading,
     and so is the stand-in.
     """
-    if rank is not None and (rank < 1 or problem.moment.ndim == 3):
+    if rank is not None and (rank < 1 or not problem.shared):
         raise SolverError(
             f"obs_group needs rank >= 1, and problems that share their moment, or None; got {rank}"
         )
@@ -63,7 +63,7 @@ def affordable_rank(problem: RefitProblem) -> int:
 
     All of them where the problems do not share their moment, which has no stand-in.
     """
-    if problem.moment.ndim == 3:
+    if not problem.shared:
         return problem.group_size
     # An elimination costs about 2 (P * rank)^3 operations per problem, the search twice that.
     rows = (FLOPS / (6 * max(1, problem.num_problems))) ** (1 / 3)

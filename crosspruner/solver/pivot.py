@@ -45,7 +45,7 @@ def table_entries(problem: RefitProblem, rank: int | None = None) -> int:
 
 def batch_parts(problem: RefitProblem, rank: int | None = None) -> list[slice]:
     """Slices of the batch whose pivot tables, or those of stand-ins, are worked on together."""
-    own = problem.moment.numel() if problem.moment.ndim == 3 else 0
+    own = 0 if problem.shared else problem.moment.numel()
     if own <= CHUNK_ENTRIES:
         _ = problem.inverse  # now, so that the parts need not each make it, nor who asks again
     entries = TABLE_ENTRIES if problem.target.device.type == "cpu" else GPU_TABLE_ENTRIES

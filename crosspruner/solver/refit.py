@@ -39,8 +39,9 @@ class RefitProblem:
     diagonal in `moment`. Problems of fewer outputs are padded with zero columns.
     """
 
-    moment: Tensor
-    """(D, D) shared by all problems, or (B, D, D); float64, positive definite; D = P * d."""
+    given: Tensor | None
+    """(D, D) shared by all problems, or (B, D, D); float64, positive definite; D = P * d. None
+    where there are patches: see `moment`."""
     target: Tensor
     """(B, D, n) float64."""
     constant: Tensor
@@ -48,8 +49,8 @@ class RefitProblem:
     num_groups: int
     """P."""
     patches: Tensor | None = None
-    """(N, D) float64 inputs, fewer than rows, where the problems share a moment that is
-    patches' patches / N + ridge I: products with it, its inverse and refits cost less by them."""
+    """(N, D) float64 inputs, fewer than rows, of a shared moment patches' patches / N + ridge I:
+    products with it, its inverse and refits cost less by them."""
     ridge: float = 0.0
     """> 0 where there are patches."""
     _made: dict[str, Any] = field(default_factory=dict, init=False, repr=False, compare=False)
@@ -94,6 +95,27 @@ class RefitProblem:
         total = energy + ridge * weight.square().sum(0)
         constant = take_outputs(total[None], outputs).sum((1, 2))
         return cls(padded, take_outputs(target, outputs), constant, len(group_rows))
+
+    @property
+    def shared(self) -> bool:
+        """Whether all problems have one moment."""
+        return self.given is None or self.given.ndim == 2
+
+    @property
+    def moment(self) -> Tensor:
+        """(D, D) where it is shared, else (B, D, D). Made of the patches if there are any, once,
+        which takes gigabytes where rows are many."""
+        if self.given is not None:
+            return self.given
+        return self._once("moment", lambda: self._among_patches(slice(None)))
+
+    def _among_patches(self, rows: slice | Tensor) -> Tensor:
+        """(..., s, s) the moment of some rows (..., s)."""
+        assert self.patches is not None
+        inputs = self.patches[:, rows].movedim(0, -1)
+        part = inputs @ inputs.mT / len(self.patches)
+        part.diagonal(dim1=-2, dim2=-1).add_(self.ridge)
+        return part
 
     @property
     def num_problems(self) -> int:
@@ -168,10 +190,9 @@ class RefitProblem:
 
     def rows(self, part: slice | Tensor) -> "RefitProblem":
         """Some problems of the batch, by a slice or an index (b,)."""
-        shared = self.moment.ndim == 2
-        moment = self.moment if shared else self.moment[part]
-        rows = replace(self, moment=moment, target=self.target[part], constant=self.constant[part])
-        if shared:
+        given = self.given if self.given is None or self.shared else self.given[part]
+        rows = replace(self, given=given, target=self.target[part], constant=self.constant[part])
+        if self.shared:
             return rows.sharing(self)
         if "inverse" in self._made:
             rows._made["inverse"] = self.inverse[part]
@@ -209,8 +230,7 @@ class RefitProblem:
         left = ~self._by_steps(mask, weights, loss)
         for number in kept[left].unique().tolist():
             same = (left & (kept == number)).nonzero().squeeze(1)
-            shared = self.moment.ndim == 2 and self.few is None
-            by_pruned = shared and 2 * number > self.num_groups
+            by_pruned = self.shared and self.few is None and 2 * number > self.num_groups
             solved = self.num_groups - number if by_pruned else number
             size = max(1, solved * self.group_size)
             if self.few is not None and self.few.number < size:
@@ -228,7 +248,7 @@ class RefitProblem:
     def _by_steps(self, mask: Tensor, weights: Tensor, loss: Tensor) -> Tensor:
         """Write what conjugate gradients solve sooner than factors into weights and loss (B,);
         which problems these are (B,)."""
-        if self.moment.ndim == 3 or self.patches is not None:
+        if not self.shared or self.patches is not None:
             return torch.zeros_like(mask[:, 0])
         make = partial(Splitting.of, self.moment, self.num_groups)
         split = partial(self._once, "splitting", make)
@@ -238,7 +258,10 @@ class RefitProblem:
         """V_S = H_SS^-1 T_S for problems (b,) that keep equally many groups, by mask (b, P)."""
         rows = self._rows_of(mask)
         target = self.target[problems.unsqueeze(1), rows]
-        if self.moment.ndim == 2:
+        if self.patches is not None:
+            system = self._among_patches(rows)
+            solution = torch.cholesky_solve(target, cholesky(system))
+        elif self.shared:
             rounded = self._once("moment in float32", self.moment.float)
             solution = solve_blocks(self.moment, rounded, rows, target)
         else:

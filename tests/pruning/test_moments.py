@@ -208,8 +208,16 @@ def test_fewer_patches_than_half_the_rows_come_along(order):
     expected = images if order is None else images[:, order[0]]
     torch.testing.assert_close(moments.patches[:, :10], expected)
     assert not moments.patches[:, 10:].any()
-    for each in (moments, moments.centred()):
-        torch.testing.assert_close(each.patches.T @ each.patches / 5, each.second[0])
+    weight = normal(3, 10, seed=2)
+    for each, own in ((moments, expected), (moments.centred(), expected - expected.mean(0))):
+        torch.testing.assert_close(each.second[0, :10, :10], own.T @ own / 5)
+        assert not each.second[0, 10:].any()
+        torch.testing.assert_close(each.power[0, :10], own.square().mean(0))
+        # What one FM adds to an output: w x.
+        placed = weight if order is None else weight[:, order[0]]
+        energy = each.kernel_energy(weight)
+        energy = energy if order is None else energy[:, order[0]]
+        torch.testing.assert_close(energy, placed.square() * own.square().mean(0))
 
 
 @pytest.mark.parametrize("sizes", [(4, 4), (2, 8), (8, 2), (8, 8)])
@@ -282,9 +290,9 @@ def test_drawn_positions_are_a_part_of_all():
 
 
 def test_few_patches_whose_products_overflow_are_an_error():
-    layer = nn.Linear(12, 3)
+    layer = nn.Linear(12, 3).double()
     sums = MomentSums(layer, GroupLayout("layer", "column", 3, 12, 1, 3, 1))
-    sums.update(normal(4, 12).float() * 1e20, normal(4, 3).float())
+    sums.update(normal(4, 12) * 1e200, normal(4, 3))
     with pytest.raises(DataError, match="NaN or Inf"):
         sums.average()
 

@@ -27,7 +27,9 @@ from crosspruner.pruning.batch_norm import (
 )
 from crosspruner.pruning.budget import prunable_layers, uniform_budget
 from crosspruner.pruning.layer_order import ORDERS
+from crosspruner.pruning.moments import Moments
 from crosspruner.pruning.walk import stops
+from crosspruner.solver import RefitProblem
 from crosspruner.sparsity import GroupLayout
 
 
@@ -68,6 +70,30 @@ def small(net=None, images=None, **settings):
         "solver": "greedy",
     } | settings
     return cp.prune(net or make_net(), images or make_images(), **settings)
+
+
+@pytest.mark.parametrize("grain", ["crossbar", "column"])
+def test_wide_layers_of_few_images_are_pruned_without_a_square_of_their_width(grain, monkeypatch):
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(64, 12), nn.ReLU(), nn.Linear(12, 4)
+    ).double()
+    images = make_images(2)  # 24 patches of 64 rows
+    # Small problems are tried out in full, larger ones searched on a stand-in, as this one is now.
+    monkeypatch.setattr("crosspruner.solver.lgd_refit.MAX_FLOPS", 0.0)
+    monkeypatch.setattr("crosspruner.solver.stand_in.FLOPS", 0.0)
+    settings = {"grain": grain, "kin": 16, "solver": "lgd_rpp"}
+    expected = small(net, images, **settings)
+
+    def known(of):
+        square = of.products if isinstance(of, Moments) else of.given
+        assert square is not None, "made a moment of all rows"
+        return square
+
+    monkeypatch.setattr(Moments, "second", property(known))
+    monkeypatch.setattr(RefitProblem, "moment", property(known))
+    found = small(net, images, **settings)
+    assert torch.equal(found.masks["2"], expected.masks["2"])
+    assert not found.masks["2"].all()
 
 
 def snapshot(net):

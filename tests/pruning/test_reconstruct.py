@@ -25,6 +25,11 @@ def moments_of(layer, layout, inputs, outputs, **options):
     return sums.average()
 
 
+def of_rows(moments):
+    """The same moments without patches."""
+    return replace(moments, products=moments.second, patches=None)
+
+
 @pytest.mark.parametrize("grain", ["crossbar", "column"])
 @pytest.mark.parametrize("order", [None, [6, 0, 3, 1, 5, 2, 4]])
 def test_the_refit_is_the_least_squares_solution(grain, order):
@@ -128,7 +133,7 @@ def test_few_patches_solve_the_same_system(grain, damping):
     mask[0, 2] = True  # fewer rows than patches
     moments = moments_of(layer, layout, normal(8, 40), normal(8, 6, seed=1)).centred()
     few = refit(moments, layer.weight, mask, damping)
-    among_rows = refit(replace(moments, patches=None), layer.weight, mask, damping)
+    among_rows = refit(of_rows(moments), layer.weight, mask, damping)
     torch.testing.assert_close(few, among_rows, rtol=1e-8, atol=1e-10)
     assert not few[~layout.expand(mask)].any()
 
@@ -139,7 +144,7 @@ def test_few_patches_give_the_same_problem(grain):
     layout = GroupLayout("layer", grain, 6, 48, 1, 8, 2)
     moments = moments_of(layer, layout, normal(10, 48), normal(10, 6, seed=1))
     near = {"rtol": 1e-8, "atol": 1e-9}
-    problems = [layer_problem(m, layer.weight) for m in (moments, replace(moments, patches=None))]
+    problems = [layer_problem(m, layer.weight) for m in (moments, of_rows(moments))]
     torch.testing.assert_close(problems[0].gram, problems[1].gram, **near)
     few, whole = (problem.refit for problem in problems)
     columns = normal(few.num_problems * 48, 2).view(few.num_problems, 48, 2)
@@ -164,7 +169,7 @@ def test_refitted_losses_among_few_patches_are_those_among_the_rows(grain, at_on
     layout = GroupLayout("layer", grain, 6, 48, 1, 8, 2)
     moments = moments_of(layer, layout, normal(10, 48), normal(10, 6, seed=1))
     few = layer_problem(moments, layer.weight).refit
-    whole = layer_problem(replace(moments, patches=None), layer.weight).refit
+    whole = layer_problem(of_rows(moments), layer.weight).refit
     mask = torch.rand(few.num_problems, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     mask[0], mask[1] = True, False
     assert few.few is not None

@@ -145,7 +145,7 @@ def test_a_stand_in_that_float32_cannot_hold_is_made_in_float64():
     # Two rows of a group all but equal: their difference has an energy of 1e-11 of theirs.
     moment[1], moment[:, 1] = moment[0], moment[:, 0]
     moment[1, 1] = moment[0, 0] * (1 + 1e-11)
-    near = replace(problem, moment=moment)
+    near = replace(problem, given=moment)
     with pytest.raises(SolverError):
         cholesky(moment.float())
     stand_in = reduce_problem(near, 5)
