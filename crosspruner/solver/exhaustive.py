@@ -122,14 +122,21 @@ def trial_flops(problem: RefitProblem, keep: int) -> float:
     masks = comb(problem.num_groups, keep)
     if masks > MAX_MASKS:
         return inf
-    rows, columns = keep * problem.group_size, problem.target.shape[0] * problem.target.shape[2]
+    number = problem.num_groups - keep if _by_pruned(problem, keep) else keep
+    rows, columns = number * problem.group_size, problem.target.shape[0] * problem.target.shape[2]
     return masks * rows**2 * (rows / 3 + columns)
+
+
+def _by_pruned(problem: RefitProblem, keep: int) -> bool:
+    """Whether masks are judged by what the pruned groups cost, the smaller systems then."""
+    return problem.patches is None and 2 * keep > problem.num_groups
 
 
 def best_of_all_refit(problem: RefitProblem, keep: int) -> Tensor:
     """The mask of least refitted loss among all with exactly `keep` ones.
 
-    The problems share their moment, so each mask is factored once for all of them.
+    The problems share their moment, so each mask is factored once for all of them: H of the kept
+    rows, or H^-1 of the pruned ones if these are fewer.
 
     Args:
         problem: with one moment for all problems.
@@ -141,22 +148,34 @@ def best_of_all_refit(problem: RefitProblem, keep: int) -> Tensor:
     groups, height = problem.num_groups, problem.group_size
     batch, _, columns = problem.target.shape
     device = problem.target.device
-    supports = torch.tensor(list(combinations(range(groups), keep)), device=device)
-    supports = supports.view(len(supports), keep).long()
-    targets = problem.target.transpose(0, 1).flatten(1)  # (D, B * n)
+    by_pruned = _by_pruned(problem, keep)
+    number = groups - keep if by_pruned else keep
+    choices = list(combinations(range(groups), number))
+    if by_pruned:
+        choices.reverse()  # in the order of what is kept
+    supports = torch.tensor(choices, dtype=torch.int64, device=device)
+    supports = supports.view(len(choices), number)
+    # H^-1 goes with the dense weights as H goes with the target.
+    sources = problem.inverse_times(problem.target) if by_pruned else problem.target
+    targets = sources.transpose(0, 1).flatten(1)  # (D, B * n)
     best_gain = targets.new_full((batch,), -torch.inf)
     best = torch.zeros(batch, dtype=torch.int64, device=device)
-    size = max(1, keep * height)
+    size = max(1, number * height)
     chunk = max(1, _CHUNK_ENTRIES // (2 * size * (size + batch * columns)))
     for start in range(0, len(supports), chunk):
         part = supports[start : start + chunk]
         rows = (part.unsqueeze(2) * height + torch.arange(height, device=device)).flatten(1)
-        factor = cholesky(problem.moment[rows.unsqueeze(2), rows.unsqueeze(1)])
-        explained = torch.linalg.solve_triangular(factor, targets[rows], upper=False)
+        if by_pruned:
+            system = problem.inverse[rows.unsqueeze(2), rows.unsqueeze(1)]
+        else:
+            system = problem.moment_of(rows)
+        explained = torch.linalg.solve_triangular(cholesky(system), targets[rows], upper=False)
         gain = explained.square().sum(1).unflatten(1, (batch, columns)).sum(2)  # (m, B)
+        if by_pruned:  # what is left of that of all groups, which is the same for all masks
+            gain = -gain
         top, which = gain.max(0)
         better = top > best_gain
         best_gain = torch.where(better, top, best_gain)
         best = torch.where(better, which + start, best)
-    mask = torch.zeros(batch, groups, dtype=torch.bool, device=device)
-    return mask.scatter_(1, supports[best], True)
+    mask = torch.full((batch, groups), by_pruned, device=device)
+    return mask.scatter_(1, supports[best], not by_pruned)

@@ -17,6 +17,7 @@ from torch import Tensor
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.full_float32 import full_float32
 from crosspruner.solver.refit import RefitProblem
+from crosspruner.solver.side_by_side import side_by_side
 
 # Responses, or products with the moment, of one chunk of problems have at most this many entries
 # (float32: 30 MB). Larger ones leave the cache, and the allocator returns them to the system.
@@ -86,17 +87,26 @@ def _stand_in(problem: RefitProblem, rank: int, dtype: torch.dtype) -> tuple[Ten
     tile = rank * max(1, _TILE // height)
     entries = problem.target.shape[1] * max(num_responses, min(groups * rank, tile))
     chunk = max(1, _CHUNK_ENTRIES // entries)
-    parts = []
-    for weights, target in zip(
-        frame.weights.split(chunk, 1), frame.target.split(chunk, 1), strict=True
-    ):
+
+    def made_of(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        weights, target = part
         basis = _directions(frame.responses(weights), sketch, rank)
         moment = frame.projected(basis).double()
         if dtype == torch.float32 and not _holds(moment):
-            return None
-        parts.append((moment, (basis @ target.transpose(0, 1)).double().flatten(1, 2)))
-    moment, target = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+            raise _TooFewDigits
+        return moment, (basis @ target.transpose(0, 1)).double().flatten(1, 2)
+
+    parts = list(zip(frame.weights.split(chunk, 1), frame.target.split(chunk, 1), strict=True))
+    try:
+        made = side_by_side(made_of, parts, problem.target.device)
+    except _TooFewDigits:
+        return None
+    moment, target = (torch.cat(tensors) for tensors in zip(*made, strict=True))
     return moment, target
+
+
+class _TooFewDigits(Exception):
+    """Of float32, for this moment."""
 
 
 def _holds(moment: Tensor) -> bool:

@@ -25,6 +25,7 @@ from crosspruner.solver.factor import cholesky
 from crosspruner.solver.few_patches import FewPatches
 from crosspruner.solver.refined import solve_blocks
 from crosspruner.solver.shared_matrix import diagonal_blocks, times
+from crosspruner.solver.side_by_side import side_by_side
 from crosspruner.solver.splitting import Splitting
 
 # One chunk of a batch holds at most this many entries (float64: 512 MB).
@@ -107,10 +108,12 @@ class RefitProblem:
         which takes gigabytes where rows are many."""
         if self.given is not None:
             return self.given
-        return self._once("moment", lambda: self._among_patches(slice(None)))
+        return self._once("moment", lambda: self.moment_of(torch.arange(self.target.shape[1])))
 
-    def _among_patches(self, rows: slice | Tensor) -> Tensor:
-        """(..., s, s) the moment of some rows (..., s)."""
+    def moment_of(self, rows: Tensor) -> Tensor:
+        """(..., s, s) the shared moment of some rows (..., s), of the patches if there are any."""
+        if self.given is not None:
+            return self.given[rows.unsqueeze(-1), rows.unsqueeze(-2)]
         assert self.patches is not None
         inputs = self.patches[:, rows].movedim(0, -1)
         part = inputs @ inputs.mT / len(self.patches)
@@ -128,7 +131,7 @@ class RefitProblem:
 
     @property
     def inverse(self) -> Tensor:
-        """H^-1, of the shape of `moment`.
+        """H^-1, of the shape of `moment`; those of several moments side by side.
 
         Raises:
             SolverError: the moment is too close to singular.
@@ -136,8 +139,11 @@ class RefitProblem:
         return self._once("inverse", self._invert)
 
     def _invert(self) -> Tensor:
+        if self.given is not None and not self.shared:
+            parts = self.given.split(-(-len(self.given) // torch.get_num_threads()))
+            return torch.cat(side_by_side(_inverse, parts, self.given.device))
         if self.patches is None:
-            return torch.cholesky_inverse(cholesky(self.moment)).mT  # row after row
+            return _inverse(self.moment)
         half = self.half
         inverse = half.mT @ half
         inverse.neg_().diagonal().add_(1)
@@ -259,7 +265,7 @@ class RefitProblem:
         rows = self._rows_of(mask)
         target = self.target[problems.unsqueeze(1), rows]
         if self.patches is not None:
-            system = self._among_patches(rows)
+            system = self.moment_of(rows)
             solution = torch.cholesky_solve(target, cholesky(system))
         elif self.shared:
             rounded = self._once("moment in float32", self.moment.float)
@@ -290,3 +296,8 @@ class RefitProblem:
         marked = mask.nonzero()[:, 1].view(len(mask), -1)
         within = torch.arange(self.group_size, device=mask.device)
         return (marked.unsqueeze(2) * self.group_size + within).flatten(1)
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """Of (..., D, D), row after row."""
+    return torch.cholesky_inverse(cholesky(matrix)).mT

@@ -10,6 +10,7 @@ from crosspruner.errors import SolverError
 from crosspruner.pruning.layer_problem import layer_problem
 from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
+from crosspruner.solver.exhaustive import best_of_all_refit
 from crosspruner.solver.few_patches import FewPatches
 from crosspruner.solver.reduce import _stand_in, reduce_problem
 from crosspruner.sparsity import GroupLayout
@@ -150,6 +151,9 @@ def test_few_patches_give_the_same_problem(grain):
     columns = normal(few.num_problems * 48, 2).view(few.num_problems, 48, 2)
     torch.testing.assert_close(few.inverse_times(columns), whole.inverse_times(columns), **near)
     torch.testing.assert_close(few.inverse, whole.inverse, **near)
+    torch.testing.assert_close(few.moment, whole.moment, **near)
+    for keep in (1, 4):
+        assert torch.equal(best_of_all_refit(few, keep), best_of_all_refit(whole, keep))
     for rank in (2, 7):
         ways = [_stand_in(problem, rank, torch.float64) for problem in (few, whole)]
         for one, other in zip(*ways, strict=True):
