@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from crosspruner.errors import SolverError
+from crosspruner.solver import polish
 from crosspruner.solver.exhaustive import MAX_FLOPS, best_of_all_refit, trial_flops
 from crosspruner.solver.pivot import PivotTable, batch_parts
 from crosspruner.solver.refit import RefitProblem
@@ -60,7 +61,8 @@ def lgd_rpp_refit(
 
     Returns:
         (B, P) bool, exactly `keep` True per row: the best mask of all where all were tried, else of
-        all runs, solved in full where that is affordable, on the stand-in where it is not.
+        all runs. Where that is affordable they swap once more on the problem itself (`polish`) or
+        are solved in full, else the stand-in tells which is best.
 
     Raises:
         SolverError: an argument out of range, or moments too close to singular.
@@ -130,7 +132,9 @@ def _search(
     generator: torch.Generator,
 ) -> Tensor:
     """An elimination and LGD runs of every problem; the best mask of each."""
-    how = replace(how, restarts=affordable_restarts(stand_in, how.restarts))
+    reduced = stand_in.group_size < problem.group_size
+    polished = how.swaps and reduced and polish.affordable(problem)
+    how = replace(how, restarts=affordable_restarts(stand_in, how.restarts, polished))
     parts, device = batch_parts(stand_in), stand_in.target.device
     seeds = torch.randint(2**62, (len(parts),), generator=generator, device=device).tolist()
 
@@ -144,6 +148,8 @@ def _search(
 
     found = side_by_side(runs_of, range(len(parts)), device)
     runs, losses = (torch.cat(each, 1) for each in zip(*found, strict=True))
+    if polished:
+        return polish.best_after_swaps(problem, runs)
     if solve_flops(problem, keep) * len(runs) <= SOLVING:
         return _best(problem, runs)
     first = losses.argmin(0)  # by the stand-in

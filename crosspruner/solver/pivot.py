@@ -196,10 +196,12 @@ class PivotTable:
         column = torch.arange(len(rows), device=rows.device)
         return best, k[column, pair // many[1]], p[column, pair % many[1]]
 
-    def descend(self, shortlist: int = 8) -> None:
+    def descend(self, shortlist: int = 8, thorough: bool = True) -> None:
         """Make the best swap again and again until none lowers the loss.
 
-        The shortlist serves a row until it runs dry; then all pairs are tried.
+        Args:
+            shortlist: serves a row until it runs dry.
+            thorough: try all pairs then; else the row is done.
         """
         # Below this a gain is rounding: two swaps could undo each other for ever.
         exact = self._table.dtype == torch.float64
@@ -220,7 +222,7 @@ class PivotTable:
             self.toggle(pruned[worse], improved[worse])
             self.toggle(kept[worse], improved[worse])
             dry = torch.cat([wide, rows[~better], improved[worse]])
-            narrow, wide = improved[~worse], dry if len(narrow) else wide[:0]
+            narrow, wide = improved[~worse], dry if thorough and len(narrow) else wide[:0]
 
     def _rows(self, rows: Tensor | None) -> Tensor:
         return torch.arange(len(self.mask), device=self.mask.device) if rows is None else rows

@@ -9,11 +9,15 @@ directions per group as these passes can afford, and all of them share it.
 import torch
 from torch import Tensor
 
+from crosspruner.solver import polish
 from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.refit import RefitProblem
 
 FLOPS = 1.5e11
 """Operations that choosing the masks of one layer may take: some seconds."""
+
+POLISHED = 4
+"""Where the masks are swapped on the problem itself in the end, one in so many of them does."""
 
 LOOK = 1.5e4
 """Operations that take as long as a look at a block, for each of its rows."""
@@ -48,21 +52,32 @@ def reduced_to(problem: RefitProblem, rank: int) -> RefitProblem:
 
 
 def affordable_rank(problem: RefitProblem) -> int:
-    """Directions per group, 1..d, that the passes and one LGD run can have within `FLOPS`."""
+    """Directions per group, 1..d, that the passes and one LGD run can have within `FLOPS`, or its
+    part where the masks are polished."""
     ranks = torch.arange(1, problem.group_size + 1, dtype=torch.float64)
     passes = (PASSES + 1) * max(1, problem.num_problems)
-    rank = int((passes * _one_pass(problem.num_groups, ranks) <= FLOPS).sum())
+    operations = passes * _one_pass(problem.num_groups, ranks)
+    rank = int((operations <= FLOPS).sum())
+    if rank < problem.group_size and polish.affordable(problem):
+        rank = int((POLISHED * operations <= FLOPS).sum())
     # Below this the stand-in no longer holds the weights themselves and their first responses.
     rank = max(rank, 2 * problem.target.shape[2], 4)
     room = int((MOST_ENTRIES / max(1, problem.num_problems)) ** 0.5 / problem.num_groups)
     return max(1, min(problem.group_size, rank, room))
 
 
-def affordable_restarts(problem: RefitProblem, restarts: int) -> int:
-    """LGD runs of a search on a stand-in, at least one of those asked for."""
+def affordable_restarts(problem: RefitProblem, restarts: int, polished: bool = False) -> int:
+    """LGD runs of a search on a stand-in, at least one of those asked for.
+
+    Args:
+        problem: the stand-in.
+        restarts: those asked for.
+        polished: whether every run's mask is swapped on the problem itself in the end.
+    """
     size = torch.tensor(float(problem.group_size))
     one = max(1, problem.num_problems) * float(_one_pass(problem.num_groups, size))
-    return min(restarts, max(1, int(FLOPS / one) - PASSES))
+    allowed = FLOPS / POLISHED if polished else FLOPS
+    return min(restarts, max(1, int(allowed / one) - PASSES))
 
 
 def _one_pass(groups: int, ranks: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from crosspruner.solver import LayerProblem, RefitProblem, lgd_rpp_refit, stand_in
+from crosspruner.solver import LayerProblem, RefitProblem, lgd_rpp_refit, polish, stand_in
 from crosspruner.solver.reduce import _directions
 from crosspruner.solver.stand_in import affordable_rank, affordable_restarts, stand_in_of
 
@@ -26,6 +26,7 @@ def test_a_small_layer_is_searched_as_it_is():
 
 def test_the_rank_is_what_six_passes_can_afford(monkeypatch):
     layer = problem()
+    monkeypatch.setattr(polish, "FLOPS", 0.0)
     for rank in (5, 7, 9):
         flops = 6 * 4 * (2 * (6 * rank) ** 3 + 36 * stand_in.LOOK * rank)
         monkeypatch.setattr(stand_in, "FLOPS", flops * 1.001)
@@ -35,6 +36,27 @@ def test_the_rank_is_what_six_passes_can_afford(monkeypatch):
     monkeypatch.setattr(stand_in, "FLOPS", 1.0)
     assert affordable_rank(layer) == 4  # the fewest, but for memory
     assert affordable_rank(problem(outputs=3)) == 6  # two for each output
+
+
+def test_a_stand_in_before_a_polish_takes_a_quarter(monkeypatch):
+    layer = problem()
+    monkeypatch.setattr(stand_in, "LOOK", 0.0)
+
+    def passes(rank):
+        return 6 * 4 * 2 * (6 * rank) ** 3
+
+    monkeypatch.setattr(stand_in, "FLOPS", 4.001 * passes(5))
+    assert affordable_rank(layer) == 5
+    one = passes(10) / 6
+    for passed, runs in ((23.9, 1), (24.1, 1), (28.1, 2), (36.1, 4)):
+        monkeypatch.setattr(stand_in, "FLOPS", passed * one)
+        assert affordable_restarts(layer, 4, polished=True) == runs
+    monkeypatch.setattr(stand_in, "FLOPS", 1.001 * passes(10))
+    assert affordable_rank(layer) == 10  # nothing is left to polish
+    monkeypatch.setattr(stand_in, "FLOPS", 0.999 * passes(10))
+    assert affordable_rank(layer) == 6
+    monkeypatch.setattr(polish, "FLOPS", 0.0)
+    assert affordable_rank(layer) == 9
 
 
 def test_many_small_problems_have_fewer_directions_than_few_large_ones(monkeypatch):
