@@ -135,6 +135,27 @@ def _by_pruned(problem: RefitProblem, keep: int) -> bool:
 def best_of_all_refit(problem: RefitProblem, keep: int) -> Tensor:
     """The mask of least refitted loss among all with exactly `keep` ones.
 
+    Args:
+        problem: with one moment for all problems.
+        keep: 0..P, few enough that `trial_flops` can be paid.
+
+    Returns:
+        (B, P) bool; of equal losses the first in lexicographic order of the kept groups.
+    """
+    masks = masks_of(problem.num_groups, keep).to(problem.target.device)
+    return masks[refitted_losses(problem, keep).argmin(1)]
+
+
+def masks_of(groups: int, keep: int) -> Tensor:
+    """(m, P) bool, all masks of `keep` ones in lexicographic order of the kept groups."""
+    supports = list(combinations(range(groups), keep))
+    kept = torch.tensor(supports, dtype=torch.int64).view(len(supports), keep)
+    return torch.zeros(len(supports), groups, dtype=torch.bool).scatter_(1, kept, True)
+
+
+def refitted_losses(problem: RefitProblem, keep: int) -> Tensor:
+    """The refitted loss of every mask with exactly `keep` ones.
+
     The problems share their moment, so each mask is factored once for all of them: H of the kept
     rows, or H^-1 of the pruned ones if these are fewer.
 
@@ -143,39 +164,30 @@ def best_of_all_refit(problem: RefitProblem, keep: int) -> Tensor:
         keep: 0..P, few enough that `trial_flops` can be paid.
 
     Returns:
-        (B, P) bool; of equal losses the first in lexicographic order of the kept groups.
+        (B, m) float64, in the order of `masks_of`.
     """
     groups, height = problem.num_groups, problem.group_size
     batch, _, columns = problem.target.shape
     device = problem.target.device
     by_pruned = _by_pruned(problem, keep)
-    number = groups - keep if by_pruned else keep
-    choices = list(combinations(range(groups), number))
-    if by_pruned:
-        choices.reverse()  # in the order of what is kept
-    supports = torch.tensor(choices, dtype=torch.int64, device=device)
-    supports = supports.view(len(choices), number)
     # H^-1 goes with the dense weights as H goes with the target.
     sources = problem.inverse_times(problem.target) if by_pruned else problem.target
     targets = sources.transpose(0, 1).flatten(1)  # (D, B * n)
-    best_gain = targets.new_full((batch,), -torch.inf)
-    best = torch.zeros(batch, dtype=torch.int64, device=device)
-    size = max(1, number * height)
+    masks = masks_of(groups, keep).to(device)
+    solved = ~masks if by_pruned else masks
+    supports = solved.nonzero()[:, 1].view(len(masks), groups - keep if by_pruned else keep)
+    size = max(1, supports.shape[1] * height)
     chunk = max(1, _CHUNK_ENTRIES // (2 * size * (size + batch * columns)))
-    for start in range(0, len(supports), chunk):
-        part = supports[start : start + chunk]
+    gains = []
+    for part in supports.split(chunk):
         rows = (part.unsqueeze(2) * height + torch.arange(height, device=device)).flatten(1)
         if by_pruned:
             system = problem.inverse[rows.unsqueeze(2), rows.unsqueeze(1)]
         else:
             system = problem.moment_of(rows)
         explained = torch.linalg.solve_triangular(cholesky(system), targets[rows], upper=False)
-        gain = explained.square().sum(1).unflatten(1, (batch, columns)).sum(2)  # (m, B)
-        if by_pruned:  # what is left of that of all groups, which is the same for all masks
-            gain = -gain
-        top, which = gain.max(0)
-        better = top > best_gain
-        best_gain = torch.where(better, top, best_gain)
-        best = torch.where(better, which + start, best)
-    mask = torch.full((batch, groups), by_pruned, device=device)
-    return mask.scatter_(1, supports[best], not by_pruned)
+        gains.append(explained.square().sum(1).unflatten(1, (batch, columns)).sum(2))  # (m, B)
+    gain = torch.cat(gains).T
+    if by_pruned:  # what is left of that of all groups
+        gain = (problem.target * sources).sum((1, 2)).unsqueeze(1) - gain
+    return problem.constant.unsqueeze(1) - gain

@@ -1,7 +1,7 @@
 """What single groups are worth at a mask, with the weights as they are or refitted.
 
-Two judges of one interface: for weights that stay, on the Gram form; for weights that are refitted,
-on the exact differences of the pivot table.
+Three judges of one interface: for weights that stay, on the Gram form; for weights that are
+refitted, on the exact differences of the pivot table, or of all masks where groups are few.
 """
 
 from collections.abc import Callable
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from crosspruner.errors import SolverError
+from crosspruner.solver.every_mask import EveryMask
 from crosspruner.solver.pivot import PivotTable, batch_parts, table_entries
 from crosspruner.solver.problem import LayerProblem
 from crosspruner.solver.side_by_side import side_by_side
@@ -107,6 +108,24 @@ class RefitJudge(Judge):
         return table
 
 
+class ExactJudge(Judge):
+    """What groups are worth when the weights are refitted, where all masks have been tried."""
+
+    def __init__(self, every_mask: EveryMask) -> None:
+        self._every_mask = every_mask
+
+    @cached_property
+    def removal_costs(self) -> Tensor:
+        """(B, P - 1) what the best mask of one group less costs more, down to one group."""
+        return -self._every_mask.least[:, 1:].diff(dim=1).flip(1)
+
+    def worth(self, mask: Tensor) -> Tensor:
+        return self._every_mask.worth(mask)
+
+    def loss(self, mask: Tensor) -> Tensor:
+        return self._every_mask.loss(mask)
+
+
 def _at(table: PivotTable, mask: Tensor) -> PivotTable:
     """The table, moved to a mask."""
     table.move_to(mask)
@@ -126,4 +145,7 @@ def _elimination(table: PivotTable) -> Tensor:
 
 def judge_of(problem: LayerProblem) -> Judge:
     """The judge for refitted weights where the problem holds that form, else for fixed ones."""
-    return Judge(problem) if problem.refit is None else RefitJudge(problem)
+    if problem.refit is None:
+        return Judge(problem)
+    every_mask = problem.every_mask
+    return RefitJudge(problem) if every_mask is None else ExactJudge(every_mask)

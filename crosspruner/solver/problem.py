@@ -13,6 +13,7 @@ from crosspruner.solver.blocks import (
     gram_from_moments,
     take_outputs,
 )
+from crosspruner.solver.every_mask import EveryMask
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.stand_in import stand_in_of
 
@@ -102,6 +103,11 @@ class LayerProblem:
     @property
     def num_groups(self) -> int:
         return self.gram.shape[1]
+
+    @cached_property
+    def every_mask(self) -> EveryMask | None:
+        """The refitted losses of all masks, where groups are few enough for that."""
+        return None if self.refit is None else EveryMask.of(self.refit)
 
     @cached_property
     def stand_in(self) -> RefitProblem | None:

@@ -150,7 +150,10 @@ def _lgd_rpp_refit(
     rank: int | None = None,
     exact: bool = True,
 ) -> Tensor:
-    whole, stand_in = _refit_of(problem), problem.stand_in if rank is None else None
+    whole = _refit_of(problem)
+    if exact and problem.every_mask is not None:
+        return problem.every_mask.best(keep)
+    stand_in = problem.stand_in if rank is None else None
     return lgd_rpp_refit(
         whole, keep, steps, relax, restarts, swaps, generator, rank, exact, stand_in
     )

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspruner.solver import LayerProblem, share_out
-from crosspruner.solver.judge import judge_of
+from crosspruner.solver.judge import RefitJudge, judge_of
 
 
 def layer(groups: int = 5, batch: int = 3, seed: int = 0, refit: bool = True) -> LayerProblem:
@@ -78,11 +78,11 @@ def test_refitted_removals_cost_less_than_fixed_ones():
 @pytest.mark.parametrize("kept_in_memory", [2**26, 1])
 def test_a_layer_judged_in_parts_is_judged_alike(monkeypatch, kept_in_memory):
     problem, mask = layer(seed=2, refit=True), torch.rand(3, 5).argsort(1) < 3
-    whole = judge_of(problem)
+    whole = RefitJudge(problem)
     expected = whole.removal_costs, whole.worth(mask), whole.loss(mask), whole.loss(~mask)
     monkeypatch.setattr("crosspruner.solver.pivot.TABLE_ENTRIES", 1)
     monkeypatch.setattr("crosspruner.solver.judge.LASTING_ENTRIES", kept_in_memory)
-    parts = judge_of(problem)
+    parts = RefitJudge(problem)
     assert len(parts._parts) == 3
     found = parts.removal_costs, parts.worth(mask), parts.loss(mask), parts.loss(~mask)
     for mine, theirs in zip(found, expected, strict=True):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from crosspruner.pruning.mask_choice import choose_layer_mask, pools
 from crosspruner.solver import LayerProblem
 from crosspruner.solver.exchange import exchange
-from crosspruner.solver.judge import judge_of
+from crosspruner.solver.judge import RefitJudge, judge_of
 from crosspruner.sparsity import GroupLayout, project
 
 
@@ -137,10 +137,10 @@ def test_a_judge_that_float32_is_too_coarse_for_goes_on_in_float64(monkeypatch):
     moment = problem.refit.moment
     moment[1], moment[:, 1] = moment[0], moment[:, 0]
     moment[1, 1] = moment[0, 0] * (1 + 1e-12)
-    exact = judge_of(problem)
+    exact = RefitJudge(problem)
     expected = exact.removal_costs, exact.worth(mask), exact.loss(mask)
     monkeypatch.setattr("crosspruner.solver.judge.SINGLE_ENTRIES", 0)
-    coarse = judge_of(problem)
+    coarse = RefitJudge(problem)
     assert coarse._dtypes[0] == torch.float32
     found = coarse.removal_costs, coarse.worth(mask), coarse.loss(mask)
     assert coarse._dtypes[0] == torch.float64
@@ -150,8 +150,8 @@ def test_a_judge_that_float32_is_too_coarse_for_goes_on_in_float64(monkeypatch):
 
 def test_a_judge_in_float32_says_nearly_the_same(monkeypatch):
     problem, mask = layer(seed=2), torch.rand(6, 4).argsort(1) < 2
-    exact = judge_of(problem)
+    exact = RefitJudge(problem)
     monkeypatch.setattr("crosspruner.solver.judge.SINGLE_ENTRIES", 0)
-    coarse = judge_of(problem)
+    coarse = RefitJudge(problem)
     torch.testing.assert_close(coarse.worth(mask), exact.worth(mask), rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(coarse.loss(mask), exact.loss(mask), rtol=1e-3, atol=1e-4)
