@@ -20,7 +20,8 @@ from torch import Tensor
 
 from crosspruner.errors import SolverError
 from crosspruner.solver.factor import cholesky
-from crosspruner.solver.refit import CHUNK_ENTRIES, RefitProblem
+from crosspruner.solver.refit import RefitProblem
+from crosspruner.solver.supports import CHUNK_ENTRIES
 
 TABLE_ENTRIES = 2**20
 """The tables of one part of a batch hold at most this many entries (float32: 4 MB), so that they

@@ -12,24 +12,18 @@ and one formula covers dead inputs and fewer samples than inputs.
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from crosspruner.errors import SolverError
-from crosspruner.solver import deflated
 from crosspruner.solver.blocks import check_moments, padded_rows, ridge_of, take_outputs
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.few_patches import FewPatches
-from crosspruner.solver.refined import solve_blocks
 from crosspruner.solver.shared_matrix import diagonal_blocks, times
 from crosspruner.solver.side_by_side import side_by_side
-from crosspruner.solver.splitting import Splitting
-
-# One chunk of a batch holds at most this many entries (float64: 512 MB).
-CHUNK_ENTRIES = 2**26
+from crosspruner.solver.supports import solve_supports
 
 
 @dataclass(frozen=True)
@@ -108,7 +102,7 @@ class RefitProblem:
         which takes gigabytes where rows are many."""
         if self.given is not None:
             return self.given
-        return self._once("moment", lambda: self.moment_of(torch.arange(self.target.shape[1])))
+        return self.once("moment", lambda: self.moment_of(torch.arange(self.target.shape[1])))
 
     def moment_of(self, rows: Tensor) -> Tensor:
         """(..., s, s) the shared moment of some rows (..., s), of the patches if there are any."""
@@ -136,7 +130,7 @@ class RefitProblem:
         Raises:
             SolverError: the moment is too close to singular.
         """
-        return self._once("inverse", self._invert)
+        return self.once("inverse", self._invert)
 
     def _invert(self) -> Tensor:
         if self.given is not None and not self.shared:
@@ -169,14 +163,14 @@ class RefitProblem:
             inner.diagonal().add_(len(inner) * self.ridge)
             return torch.linalg.solve_triangular(cholesky(inner), self.patches, upper=False)
 
-        return self._once("half", make)
+        return self.once("half", make)
 
     @property
     def few(self) -> FewPatches | None:
         """The same problem among its patches, where it has some."""
-        return self._once("few", lambda: FewPatches.of(self.patches, self.group_size, self.ridge))
+        return self.once("few", lambda: FewPatches.of(self.patches, self.group_size, self.ridge))
 
-    def _once(self, name: str, make: Callable[[], Any]) -> Any:
+    def once(self, name: str, make: Callable[[], Any]) -> Any:
         """What is made of the moment alone, once for all problems that share it."""
         if name not in self._made:
             self._made[name] = make()
@@ -230,72 +224,7 @@ class RefitProblem:
         Raises:
             SolverError: the moment is too close to singular.
         """
-        weights = torch.zeros_like(self.target)
-        loss = self.constant.clone()
-        kept = mask.sum(1)
-        left = ~self._by_steps(mask, weights, loss)
-        for number in kept[left].unique().tolist():
-            same = (left & (kept == number)).nonzero().squeeze(1)
-            by_pruned = self.shared and self.few is None and 2 * number > self.num_groups
-            solved = self.num_groups - number if by_pruned else number
-            size = max(1, solved * self.group_size)
-            if self.few is not None and self.few.number < size:
-                for problems in same.split(self.few.at_once(self.target.shape[2])):
-                    target = self.target[problems].transpose(0, 1)
-                    found = self.few.solve(mask[problems], target)
-                    weights[problems] = found.transpose(0, 1)
-                    loss[problems] -= (target * found).sum((0, 2))
-                continue
-            for problems in same.split(max(1, CHUNK_ENTRIES // (size * size))):
-                solve = self._remove if by_pruned else self._keep
-                weights[problems], loss[problems] = solve(problems, mask[problems])
-        return weights, loss
-
-    def _by_steps(self, mask: Tensor, weights: Tensor, loss: Tensor) -> Tensor:
-        """Write what conjugate gradients solve sooner than factors into weights and loss (B,);
-        which problems these are (B,)."""
-        if not self.shared or self.patches is not None:
-            return torch.zeros_like(mask[:, 0])
-        make = partial(Splitting.of, self.moment, self.num_groups)
-        split = partial(self._once, "splitting", make)
-        return deflated.solve_into(self.moment, split, mask, self.target, weights, loss)
-
-    def _keep(self, problems: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """V_S = H_SS^-1 T_S for problems (b,) that keep equally many groups, by mask (b, P)."""
-        rows = self._rows_of(mask)
-        target = self.target[problems.unsqueeze(1), rows]
-        if self.patches is not None:
-            system = self.moment_of(rows)
-            solution = torch.cholesky_solve(target, cholesky(system))
-        elif self.shared:
-            rounded = self._once("moment in float32", self.moment.float)
-            solution = solve_blocks(self.moment, rounded, rows, target)
-        else:
-            own = problems.view(-1, 1, 1)
-            system = self.moment[own, rows.unsqueeze(2), rows.unsqueeze(1)]
-            solution = torch.cholesky_solve(target, cholesky(system))
-        weights = torch.zeros_like(self.target[problems])
-        weights.scatter_(1, rows.unsqueeze(2).expand_as(solution), solution)
-        return weights, self.constant[problems] - (target * solution).sum((1, 2))
-
-    def _remove(self, problems: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """V - A_:R A_RR^-1 V_R with A = H^-1 and V = A T, for groups R pruned from all."""
-        rows = self._rows_of(~mask)
-        dense = self.inverse_times(self.target[problems])
-        removed = dense.gather(1, rows.unsqueeze(2).expand(-1, -1, dense.shape[2]))
-        rounded = self._once("inverse in float32", self.inverse.float)
-        scaled = solve_blocks(self.inverse, rounded, rows, removed)
-        spread = torch.zeros_like(dense).scatter_(1, rows.unsqueeze(2).expand_as(scaled), scaled)
-        weights = dense - self.inverse_times(spread)
-        weights.scatter_(1, rows.unsqueeze(2).expand_as(scaled), 0.0)
-        gain = (self.target[problems] * dense).sum((1, 2)) - (removed * scaled).sum((1, 2))
-        return weights, self.constant[problems] - gain
-
-    def _rows_of(self, mask: Tensor) -> Tensor:
-        """The rows (b, s) of the groups marked in a mask (b, P) with equally many marks per row."""
-        marked = mask.nonzero()[:, 1].view(len(mask), -1)
-        within = torch.arange(self.group_size, device=mask.device)
-        return (marked.unsqueeze(2) * self.group_size + within).flatten(1)
+        return solve_supports(self, mask)
 
 
 def _inverse(matrix: Tensor) -> Tensor:

@@ -102,7 +102,7 @@ def test_chunks_do_not_change_the_refit(monkeypatch):
     problem = random_problem(groups=6, height=3, batch=7)
     mask = torch.rand(7, 6, generator=torch.Generator().manual_seed(0)) < 0.5
     whole = problem.solve(mask)
-    monkeypatch.setattr("crosspruner.solver.refit.CHUNK_ENTRIES", 1)
+    monkeypatch.setattr("crosspruner.solver.supports.CHUNK_ENTRIES", 1)
     for one, other in zip(whole, problem.solve(mask), strict=True):
         assert torch.allclose(one, other)
 
