@@ -134,7 +134,8 @@ class RefitProblem:
 
     def _invert(self) -> Tensor:
         if self.given is not None and not self.shared:
-            parts = self.given.split(-(-len(self.given) // torch.get_num_threads()))
+            each = -(-len(self.given) // torch.get_num_threads())
+            parts = self.given.split(max(1, each))
             return torch.cat(side_by_side(_inverse, parts, self.given.device))
         if self.patches is None:
             return _inverse(self.moment)

@@ -172,3 +172,12 @@ def test_bad_moments_are_refused(change, message):
 def test_bad_arguments_are_refused(change):
     with pytest.raises(SolverError, match=next(iter(change))):
         lgd_rpp_refit(random_problem(), 2, **change)
+
+
+@pytest.mark.parametrize("batch", [0, 1, 5])
+def test_moments_of_their_own_are_inverted_one_by_one(batch):
+    problem = random_problem(groups=3, height=2, batch=5)
+    own = problem.moment * torch.arange(1.0, 6.0).double().view(-1, 1, 1)
+    each = RefitProblem(own[:batch], problem.target[:batch], problem.constant[:batch], 3)
+    assert not each.shared
+    torch.testing.assert_close(each.inverse, torch.linalg.inv(own[:batch]))
