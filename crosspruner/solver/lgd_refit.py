@@ -18,7 +18,7 @@ from torch import Tensor
 from crosspruner.errors import SolverError
 from crosspruner.solver import polish
 from crosspruner.solver.exhaustive import MAX_FLOPS, best_of_all_refit, trial_flops
-from crosspruner.solver.pivot import PivotTable, batch_parts
+from crosspruner.solver.pivot import PivotTable, batch_parts, on_a_table
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.rpp import check_keep, rpp
 from crosspruner.solver.side_by_side import side_by_side
@@ -139,12 +139,11 @@ def _search(
     seeds = torch.randint(2**62, (len(parts),), generator=generator, device=device).tolist()
 
     def runs_of(index: int) -> tuple[Tensor, Tensor]:
-        rows, kept = stand_in.rows(parts[index]), keep[parts[index]]
-        own = torch.Generator(device)
-        try:
-            return how.on(PivotTable(rows, torch.float32), kept, own.manual_seed(seeds[index]))
-        except SolverError:  # too close to singular for float32
-            return how.on(PivotTable(rows, torch.float64), kept, own.manual_seed(seeds[index]))
+        def search(table: PivotTable) -> tuple[Tensor, Tensor]:
+            own = torch.Generator(device).manual_seed(seeds[index])
+            return how.on(table, keep[parts[index]], own)
+
+        return on_a_table(stand_in.rows(parts[index]), search)
 
     found = side_by_side(runs_of, range(len(parts)), device)
     runs, losses = (torch.cat(each, 1) for each in zip(*found, strict=True))

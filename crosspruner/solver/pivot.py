@@ -15,6 +15,9 @@ Source: the sweep operator (Goodnight, The American Statistician 1979) by blocks
 is that of group OBS (Hassibi and Stork, NeurIPS 1992; OSSCAR, ICML 2024).
 """
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch import Tensor
 
@@ -22,6 +25,8 @@ from crosspruner.errors import SolverError
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.supports import CHUNK_ENTRIES
+
+Answer = TypeVar("Answer")
 
 TABLE_ENTRIES = 2**20
 """The tables of one part of a batch hold at most this many entries (float32: 4 MB), so that they
@@ -243,6 +248,19 @@ class PivotTable:
         return self._table[:, :, self.groups * self.height :].unflatten(
             1, (self.groups, self.height)
         )
+
+
+def on_a_table(problem: RefitProblem, work: Callable[[PivotTable], Answer]) -> Answer:
+    """What `work` returns on a fresh table of a problem: in float32, or where that is too close to
+    singular anew in float64.
+
+    Raises:
+        SolverError: float64 is too coarse as well.
+    """
+    try:
+        return work(PivotTable(problem, torch.float32))
+    except SolverError:
+        return work(PivotTable(problem, torch.float64))
 
 
 def _check_digits(moment: Tensor, inverse: Tensor) -> None:

@@ -5,11 +5,12 @@ tables can be paid for: the masks that were found on the stand-in are moved to t
 nothing helps any more. Then the stand-in need not be as good, and its directions are fewer.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from crosspruner.errors import SolverError
-from crosspruner.solver.pivot import PivotTable, batch_parts
+from crosspruner.solver.pivot import PivotTable, batch_parts, on_a_table
 from crosspruner.solver.refit import RefitProblem
 from crosspruner.solver.side_by_side import side_by_side
 
@@ -48,10 +49,7 @@ def best_after_swaps(problem: RefitProblem, runs: Tensor) -> Tensor:
     parts = batch_parts(problem)
 
     def best_of(part: slice) -> Tensor:
-        try:
-            return _descend(PivotTable(problem.rows(part), torch.float32), runs[:, part])
-        except SolverError:  # too close to singular for float32
-            return _descend(PivotTable(problem.rows(part), torch.float64), runs[:, part])
+        return on_a_table(problem.rows(part), partial(_descend, runs=runs[:, part]))
 
     return torch.cat(side_by_side(best_of, parts, runs.device))
 

@@ -5,7 +5,6 @@ import itertools
 import pytest
 import torch
 
-from crosspruner.errors import SolverError
 from crosspruner.solver import RefitProblem, lgd_rpp_refit, polish
 from crosspruner.solver.pivot import PivotTable
 
@@ -56,18 +55,11 @@ def test_the_best_of_the_runs_is_told_by_the_problem_itself(monkeypatch):
     assert len(losses.argmin(0).unique()) > 1
 
 
-def test_what_float32_cannot_factor_is_polished_in_float64(monkeypatch):
-    problem, tried = random_problem(groups=5, height=3, batch=2), []
-
-    def table(part, dtype):
-        tried.append(dtype)
-        if dtype == torch.float32:
-            raise SolverError("too close to singular")
-        return PivotTable(part, dtype)
-
+def test_what_float32_cannot_factor_is_polished_in_float64(refuse_float32):
+    problem = random_problem(groups=5, height=3, batch=2)
     runs = (torch.arange(5) < 2).expand(1, 2, -1)
     expected = polish.best_after_swaps(problem, runs)
-    monkeypatch.setattr("crosspruner.solver.polish.PivotTable", table)
+    tried = refuse_float32()
     assert torch.equal(polish.best_after_swaps(problem, runs), expected)
     assert tried == [torch.float32, torch.float64]
 
