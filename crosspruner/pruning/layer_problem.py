@@ -1,5 +1,8 @@
 """From a layer's moments and weights to the problem that the mask solvers read."""
 
+from collections.abc import Callable
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -42,23 +45,25 @@ def layer_problem(
     unit = layout.unit_of_output.to(scale.device)
     own_scale = scale.view(layout.conv_groups, 1, -1).repeat_interleave(moments.runs, 0)
     placed = moments.place(weight) * own_scale
-    gram = _gram(moments, placed, unit)
+    make_gram = partial(_gram, moments, placed, unit)
+    gram: Tensor | Callable[[], Tensor] = make_gram
     if moments.runs == 1:
         aligned = (placed * moments.cross * own_scale).unflatten(1, (-1, moments.width))
         per_output = aligned.sum(2).transpose(1, 2).flatten(0, 1)  # (Cout, P)
-        linear = torch.zeros_like(gram[:, 0]).index_add_(0, unit, per_output)
+        linear = per_output.new_zeros(layout.units, layout.input_groups)
+        linear.index_add_(0, unit, per_output)
     else:
-        linear = gram.sum(2)
+        gram = whole = make_gram()
+        linear = whole.sum(2)
     energy = moments.energy.flatten() * scale.square()
     own = weight.detach().double()
+    foreseen = refit and len(moments.cross) == 1
     return LayerProblem(
         gram,
         linear,
-        torch.zeros_like(gram[:, 0, 0]).index_add_(0, unit, energy),
+        torch.zeros_like(linear[:, 0]).index_add_(0, unit, energy),
         layout.sum_by_group(own.square()).to(scale.device),
-        refit=_refit_problem(moments, weight, scale, damping)
-        if refit and len(moments.cross) == 1
-        else None,
+        refit=_refit_problem(moments, weight, scale, damping) if foreseen else None,
     )
 
 

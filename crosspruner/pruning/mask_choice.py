@@ -61,10 +61,10 @@ def choose_layer_mask(
     judge = judge or judge_of(problem)
     keep = share_out(judge.removal_costs, groups)
     refitted = problem.refit is not None
-    if generator is not None and problem.gram.device != generator.device:
+    if generator is not None and problem.linear.device != generator.device:
         # The draws are made where the problem is: by a generator of that device, seeded by ours.
         seed = int(torch.randint(2**31, (1,), generator=generator))
-        generator = torch.Generator(problem.gram.device).manual_seed(seed)
+        generator = torch.Generator(problem.linear.device).manual_seed(seed)
     mask = choose_mask(problem, keep, solver, generator, refit=refitted)
     if layout.grain == "column":
         mask = _onto_staircase(judge, mask, blocks, layout)

@@ -20,7 +20,7 @@ def random_groups(
         (B, P) bool, exactly `keep` True per row.
     """
     draw = torch.rand(
-        problem.linear.shape, generator=generator, dtype=torch.float64, device=problem.gram.device
+        problem.linear.shape, generator=generator, dtype=torch.float64, device=problem.linear.device
     )
     return rpp(draw, keep)
 

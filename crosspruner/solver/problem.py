@@ -1,5 +1,6 @@
 """The layer problem as every solver sees it: B independent choices among P groups."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,8 +27,8 @@ class LayerProblem:
     `linear` are always there; a solver that needs more says so when it is missing.
     """
 
-    gram: Tensor
-    """(B, P, P) G[a, b] = E <Z_a, Z_b>, inner products of the partial outputs."""
+    given: Tensor | Callable[[], Tensor]
+    """`gram`, or what makes it for who asks: solvers for refitted weights do without."""
     linear: Tensor
     """(B, P) h[a] = E <Z_a, Y>, against the dense network's outputs."""
     energy: Tensor | None = None
@@ -75,7 +76,7 @@ class LayerProblem:
         moment, weight, cross, energy = check_moments(moment, weight, group_rows, cross, energy)
         gram, linear = gram_from_moments(moment, weight, group_rows, outputs, cross)
         return cls(
-            gram=gram,
+            given=gram,
             linear=linear,
             energy=take_outputs(energy[None], outputs).sum((1, 2)),
             norms=block_norms(weight, group_rows, outputs),
@@ -84,11 +85,12 @@ class LayerProblem:
         )
 
     def __post_init__(self) -> None:
-        rows = self.gram.shape[:2]
-        if self.gram.ndim != 3 or self.gram.shape[2] != self.gram.shape[1]:
-            raise SolverError(
-                f"gram must have shape (problems, groups, groups), got {tuple(self.gram.shape)}"
-            )
+        rows = self.linear.shape
+        if isinstance(self.given, Tensor):
+            rows = self.given.shape[:2]
+            if self.given.ndim != 3 or self.given.shape[2] != self.given.shape[1]:
+                shape = tuple(self.given.shape)
+                raise SolverError(f"gram must have shape (problems, groups, groups), got {shape}")
         for name in ("linear", "norms", "saliency"):
             value = getattr(self, name)
             if value is not None and value.shape != rows:
@@ -96,13 +98,18 @@ class LayerProblem:
                     f"{name} must have shape {tuple(rows)} to fit gram, got {tuple(value.shape)}"
                 )
 
+    @cached_property
+    def gram(self) -> Tensor:
+        """(B, P, P) G[a, b] = E <Z_a, Z_b>, inner products of the partial outputs."""
+        return self.given if isinstance(self.given, Tensor) else self.given()
+
     @property
     def num_problems(self) -> int:
-        return self.gram.shape[0]
+        return self.linear.shape[0]
 
     @property
     def num_groups(self) -> int:
-        return self.gram.shape[1]
+        return self.linear.shape[1]
 
     @cached_property
     def every_mask(self) -> EveryMask | None:

@@ -61,7 +61,7 @@ def choose_mask(
         raise SolverError(f"unknown solver {solver!r}; choose one of: {', '.join(SOLVERS)}")
     keep = check_keep(problem.linear, keep)
     if generator is None:
-        generator = torch.Generator(problem.gram.device).manual_seed(0)
+        generator = torch.Generator(problem.linear.device).manual_seed(0)
     function = REFIT_SOLVERS.get(solver, SOLVERS[solver]) if refit else SOLVERS[solver]
     try:
         return function(problem, keep, generator, **(options or {}))

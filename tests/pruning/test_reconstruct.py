@@ -8,6 +8,7 @@ from torch import nn
 
 from crosspruner.errors import SolverError
 from crosspruner.pruning.layer_problem import layer_problem
+from crosspruner.pruning.mask_choice import choose_layer_mask
 from crosspruner.pruning.moment_sums import MomentSums
 from crosspruner.pruning.reconstruct import mean_output, reconstruction_error, refit
 from crosspruner.solver.exhaustive import best_of_all_refit
@@ -222,3 +223,21 @@ def test_runs_without_correlation_between_them_refit_like_the_whole():
     torch.testing.assert_close(
         refit(cut, layer.weight, mask), refit(whole, layer.weight, mask), rtol=1e-6, atol=1e-8
     )
+
+
+def test_masks_for_refitted_weights_need_no_gram_form(monkeypatch):
+    images = normal(40, 6, 4, 4)
+    layer = nn.Conv2d(6, 5, 3, padding=1).double()
+    layout = GroupLayout("layer", "column", 5, 6, 1, 1, 1)
+    moments = moments_of(layer, layout, images, layer(images).detach())
+    asked = []
+    monkeypatch.setattr(
+        "crosspruner.pruning.layer_problem._gram",
+        lambda *_: asked.append(1) or torch.zeros(5, 6, 6),
+    )
+    for solver in ("lgd_rpp", "greedy", "obs_group"):
+        problem = layer_problem(moments, layer.weight)
+        assert choose_layer_mask(problem, 16, layout, solver).sum() == 16
+    assert not asked
+    assert problem.gram is problem.gram
+    assert asked == [1]
