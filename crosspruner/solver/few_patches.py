@@ -8,10 +8,9 @@ the weights that keep the rows S are
 with one system of n rows, whichever S is: X_S X_S' is the sum of the products of the kept groups.
 """
 
-import torch
 from torch import Tensor
 
-from crosspruner.solver.factor import cholesky
+from crosspruner.solver.refined import solve_systems
 
 # Systems of one batch hold at most this many entries (float64: 256 MB), the products of all groups
 # twice as many.
@@ -69,6 +68,6 @@ class FewPatches:
         seen = rows.flatten(0, 1) @ self.patches.T
         system = (kept[:, 0, :: self.width] @ self._products).view(-1, self.number, self.number)
         system.diagonal(dim1=1, dim2=2).add_(self.number * self.pull)
-        explained = torch.cholesky_solve(seen.view(*rows.shape[:2], -1).mT, cholesky(system)).mT
+        explained = solve_systems(system, seen.view(*rows.shape[:2], -1).mT).mT
         back = (explained.flatten(0, 1) @ self.patches).view_as(rows)
         return ((rows - back * kept) / self.pull).permute(2, 0, 1)

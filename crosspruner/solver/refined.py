@@ -1,4 +1,4 @@
-"""Many systems that are blocks of one matrix, by float32 factors and a step in float64.
+"""Many systems at once, by float32 factors and a step in float64.
 
 A factor in float32 takes half the time and memory of one in float64, and leaves an error of about
 the system's condition times 1e-7. One step of refinement, whose residual is taken in float64,
@@ -6,6 +6,9 @@ squares it. Systems too close to singular for that are factored in float64.
 
 Source: iterative refinement, Wilkinson 1963; Carson and Higham, SIAM J. Sci. Comput. 2018.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -41,44 +44,99 @@ def solve_blocks(matrix: Tensor, rounded: Tensor, rows: Tensor, target: Tensor) 
     Raises:
         SolverError: a system is too close to singular.
     """
-    if rows.shape[1] < LEAST_ROWS:
-        return _exactly(matrix, rows, target)
-    factors = _Factors(rounded, rows)
+
+    def exactly(which: Tensor) -> Tensor:
+        own = rows[which]
+        factor = cholesky(matrix[own.unsqueeze(2), own.unsqueeze(1)])
+        return torch.cholesky_solve(target[which], factor)
+
+    def panel(start: int, stop: int) -> Tensor:
+        return rounded[rows[:, start:, None], rows[:, None, start:stop]]
+
+    return _refined(target, panel, partial(_product, matrix, rows), exactly)
+
+
+@full_float32()
+def solve_systems(systems: Tensor, target: Tensor) -> Tensor:
+    """X with systems X = target.
+
+    Args:
+        systems: (b, s, s) float64, symmetric positive definite.
+        target: (b, s, n) float64.
+
+    Returns:
+        (b, s, n) float64.
+
+    Raises:
+        SolverError: a system is too close to singular.
+    """
+
+    def exactly(which: Tensor) -> Tensor:
+        return torch.cholesky_solve(target[which], cholesky(systems[which]))
+
+    def panel(start: int, stop: int) -> Tensor:
+        return systems[:, start:, start:stop].float()
+
+    return _refined(target, panel, systems.matmul, exactly)
+
+
+def _refined(
+    target: Tensor,
+    panel: Callable[[int, int], Tensor],
+    product: Callable[[Tensor], Tensor],
+    exactly: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """The solutions (b, s, n) of systems that are told by what can be done with them.
+
+    Args:
+        target: (b, s, n) float64.
+        panel: columns start..stop of all systems from the row `start` on, float32.
+        product: the systems times columns (b, s, n), in float64.
+        exactly: the solutions of some of them (b,) int64, by factors in float64.
+
+    Raises:
+        SolverError: from `exactly`, where a system is too close to singular.
+    """
+    every = torch.arange(len(target), device=target.device)
+    if target.shape[1] < LEAST_ROWS:
+        return exactly(every)
+    factors = _Factors(panel, *target.shape[:2])
     solution = factors.solve(target.float()).double()
-    rest = target - _product(matrix, rows, solution)
+    rest = target - product(solution)
     step = factors.solve(rest.float()).double()
     energy, corrected = (target * solution).sum((1, 2)), (rest * step).sum((1, 2))
-    held = ~factors.failed & (corrected.abs() <= MOST_CORRECTION * energy)
+    failed = factors.failed | ~(corrected.abs() <= MOST_CORRECTION * energy)
     solution += step
-    if not bool(held.all()):
-        solution[~held] = _exactly(matrix, rows[~held], target[~held])
+    if bool(failed.any()):
+        solution[failed] = exactly(every[failed])
     return solution
 
 
 class _Factors:
-    """Cholesky factors of blocks of a matrix, a panel of columns of all of them at a time.
+    """Cholesky factors of many systems, a panel of columns of all of them at a time.
 
-    LAPACK's own would copy every block and clear its upper half, which takes as long again.
+    LAPACK's own would copy every system and clear its upper half, which takes as long again.
 
     Attributes:
-        failed: (b,) bool, the blocks that have none.
+        failed: (b,) bool, the systems that have none.
     """
 
-    def __init__(self, matrix: Tensor, rows: Tensor) -> None:
-        batch, self._size = rows.shape
-        # Below the diagonal panels; what is above them is never read.
-        self._lower = matrix.new_empty(batch, self._size, self._size)
+    def __init__(self, panel: Callable[[int, int], Tensor], batch: int, size: int) -> None:
+        self._size = size
         self._inverses: list[Tensor] = []
-        self.failed = torch.zeros(batch, dtype=torch.bool, device=matrix.device)
         for start, stop in self._panels():
-            lower, width = self._lower, stop - start
-            panel = matrix[rows[:, start:, None], rows[:, None, start:stop]]
-            panel.baddbmm_(lower[:, start:, :start], lower[:, start:stop, :start].mT, alpha=-1)
-            factor, info = torch.linalg.cholesky_ex(panel[:, :width])
+            columns, width = panel(start, stop), stop - start
+            if not start:
+                # Below the diagonal panels; what is above them is never read.
+                self._lower = columns.new_empty(batch, size, size)
+                self.failed = torch.zeros(batch, dtype=torch.bool, device=columns.device)
+            lower = self._lower
+            columns.baddbmm_(lower[:, start:, :start], lower[:, start:stop, :start].mT, alpha=-1)
+            factor, info = torch.linalg.cholesky_ex(columns[:, :width])
             self.failed |= info != 0
-            one = torch.eye(width, dtype=matrix.dtype, device=matrix.device)
+            one = torch.eye(width, dtype=columns.dtype, device=columns.device)
             inverse = torch.linalg.solve_triangular(factor, one.expand_as(factor), upper=False)
-            lower[:, stop:, start:stop] = panel[:, width:] @ inverse.mT
+            lower[:, stop:, start:stop] = columns[:, width:] @ inverse.mT
             self._inverses.append(inverse)
 
     def _panels(self) -> list[tuple[int, int]]:
@@ -96,11 +154,6 @@ class _Factors:
             known = lower[:, stop:, start:stop].mT @ solved[:, stop:]
             solved[:, start:stop] = inverse.mT @ (solved[:, start:stop] - known)
         return solved
-
-
-def _exactly(matrix: Tensor, rows: Tensor, target: Tensor) -> Tensor:
-    """By factors in float64."""
-    return torch.cholesky_solve(target, cholesky(matrix[rows.unsqueeze(2), rows.unsqueeze(1)]))
 
 
 def _product(matrix: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

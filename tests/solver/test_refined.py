@@ -5,7 +5,7 @@ import torch
 
 from crosspruner.errors import SolverError
 from crosspruner.solver import refined
-from crosspruner.solver.refined import solve_blocks
+from crosspruner.solver.refined import solve_blocks, solve_systems
 
 
 @pytest.fixture(autouse=True)
@@ -41,6 +41,8 @@ def test_two_equations_by_hand():
     found = solve_blocks(matrix, matrix.float(), rows, target)
     expected = [[1.0, 1.0, 1.0, 1.0], [1.0, 2.0, 1.0, 7.0]]
     torch.testing.assert_close(found.squeeze(2), torch.tensor(expected).double())
+    systems = torch.stack([matrix[:4, :4], matrix[1:, 1:]])
+    torch.testing.assert_close(solve_systems(systems, target).squeeze(2), found.squeeze(2))
 
 
 @pytest.mark.parametrize("size", [3, 4, 5, 13, 20])
@@ -50,22 +52,28 @@ def test_solutions_have_the_digits_of_float64(size, least):
     found = solve_blocks(matrix, matrix.float(), rows, target)
     expected = exact(matrix, rows, target)
     assert (found - expected).norm() < 1e-6 * expected.norm()  # 1e-3 with float32 alone
+    systems = matrix[rows.unsqueeze(2), rows.unsqueeze(1)]
+    whole = solve_systems(systems, target)
+    torch.testing.assert_close(whole, found, rtol=1e-9, atol=1e-9 * float(found.abs().max()))
 
 
 def test_float32_factors_are_used_where_they_hold(monkeypatch):
     def never(*_):
         raise AssertionError
 
-    monkeypatch.setattr(refined, "_exactly", never)
-    solve_blocks(*(lambda m, r, t: (m, m.float(), r, t))(*blocks()))
+    monkeypatch.setattr(refined, "cholesky", never)  # of float64
+    matrix, rows, target = blocks()
+    solve_blocks(matrix, matrix.float(), rows, target)
+    solve_systems(matrix[rows.unsqueeze(2), rows.unsqueeze(1)], target)
 
 
 @pytest.mark.parametrize("least", [1e-7, 1e-9, 1e-11])
 def test_systems_that_float32_cannot_hold_are_solved_in_float64(least):
     matrix, rows, target = blocks(least)
     found = solve_blocks(matrix, matrix.float(), rows, target)
-    block = matrix[rows.unsqueeze(2), rows.unsqueeze(1)]
-    assert (block @ found - target).norm() < 1e-5 * target.norm()
+    systems = matrix[rows.unsqueeze(2), rows.unsqueeze(1)]
+    assert (systems @ found - target).norm() < 1e-5 * target.norm()
+    assert (systems @ solve_systems(systems, target) - target).norm() < 1e-5 * target.norm()
 
 
 def test_a_singular_system_is_one_clear_error():
