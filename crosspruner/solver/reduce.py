@@ -85,12 +85,14 @@ def _stand_in(problem: RefitProblem, rank: int, dtype: torch.dtype) -> tuple[Ten
         shape, generator=generator, dtype=torch.float64, device=problem.target.device
     ).to(dtype)
     tile = rank * max(1, _TILE // height)
-    entries = problem.target.shape[1] * max(num_responses, min(groups * rank, tile))
+    tiles = _tiles(groups, height)
+    entries = max(problem.target.shape[1] * min(groups * rank, tile), _TILE * num_responses)
     chunk = max(1, _CHUNK_ENTRIES // entries)
 
     def made_of(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         weights, target = part
-        basis = _directions(frame.responses(weights), sketch, rank)
+        of_tiles = (_directions(frame.responses(weights, t), sketch, rank) for t in tiles)
+        basis = torch.cat([of.unflatten(0, (weights.shape[1], -1)) for of in of_tiles], 1)
         moment = frame.projected(basis).double()
         if dtype == torch.float32 and not _holds(moment):
             raise _TooFewDigits
@@ -168,12 +170,15 @@ class _Frame:
         ridge = problem.ridge * root.mT @ root
         return cls(inverse.view(groups, height, -1), *small, None, patches, ridge)
 
-    def responses(self, weights: Tensor) -> Tensor:
-        """(b, P, P * n, d) how each group answers each removal, from weights (P, b, n, d)."""
-        groups, batch, outputs, height = weights.shape
-        answers = weights.flatten(1, 2) @ self.inverse  # of all groups to the removal of each
-        answers = answers.view(groups, batch, outputs, groups, height)
-        return answers.permute(1, 3, 0, 2, 4).reshape(batch, groups, -1, height)
+    def responses(self, weights: Tensor, tile: slice) -> Tensor:
+        """(b * t, P * n, d) how each of t groups answers each removal, from weights
+        (P, b, n, d)."""
+        height = weights.shape[3]
+        columns = slice(tile.start * height, tile.stop * height)
+        # Outputs before problems: what one group answers is then a matrix in place, uncopied.
+        answers = weights.transpose(1, 2).flatten(1, 2) @ self.inverse[:, :, columns]
+        answers = answers.view(weights.shape[0] * weights.shape[2], -1, height)
+        return answers.transpose(0, 1)
 
     def projected(self, basis: Tensor) -> Tensor:
         """(b, P * rank, P * rank) the moment between directions (b, P, rank, d) of the groups."""
@@ -183,12 +188,12 @@ class _Frame:
             moment = basis.new_empty(batch, groups, rank, groups, rank)
             for tile in _tiles(groups, height):
                 start, stop = tile.start, tile.stop
-                half = first[tile].reshape(stop - start, -1, height)
-                half = (half @ self.moment[tile, :, : stop * height]).view(
-                    stop - start, batch, rank, stop, height
-                )
-                half = half.permute(1, 3, 0, 2, 4).reshape(batch, stop, -1, height)
-                block = (basis[:, :stop] @ half.mT).unflatten(3, (-1, rank))
+                # Directions before problems: what faces one group is a matrix in place, uncopied.
+                half = basis[:, tile].permute(1, 2, 0, 3).reshape(stop - start, -1, height)
+                half = half @ self.moment[tile, :, : stop * height]
+                half = half.view(-1, batch * stop, height).transpose(0, 1)  # (b * stop, t * r, d)
+                block = basis[:, :stop].flatten(0, 1) @ half.mT
+                block = block.view(batch, stop, rank, -1, rank)
                 moment[:, :stop, :, tile] = block
                 moment[:, tile, :, :stop] = block.permute(0, 3, 4, 1, 2)
             moment = moment.flatten(3).flatten(1, 2)
@@ -225,20 +230,19 @@ def _turned(by: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _directions(responses: Tensor, sketch: Tensor, rank: int) -> Tensor:
-    """The strongest directions (b, P, rank, d) of responses (b, P, m, d), orthonormal."""
+    """The strongest directions (c, rank, d) of responses (c, m, d), orthonormal."""
     rows = responses
-    if rank < responses.shape[2]:
+    if rank < responses.shape[1]:
         # Two rounds of subspace iteration find the leading space well enough at any spectrum: among
-        # the responses or among the rows, whichever are fewer. Their products square the spread.
-        exact, mixing = responses.double(), sketch.double()
-        if responses.shape[2] <= responses.shape[3]:
-            products = exact @ exact.mT
-            mixed = torch.linalg.qr(products @ torch.linalg.qr(products @ mixing).Q).Q
-            rows = mixed.mT.to(responses) @ responses
+        # the responses or among the rows, whichever are fewer.
+        if responses.shape[1] <= responses.shape[2]:
+            products = responses @ responses.mT
+            mixed = torch.linalg.qr(products @ torch.linalg.qr(products @ sketch).Q).Q
+            rows = mixed.mT @ responses
         else:
-            products = exact.mT @ exact
-            mixed = products @ torch.linalg.qr(exact.mT @ mixing).Q
-            rows = (products @ torch.linalg.qr(mixed).Q).mT.to(responses)
+            products = responses.mT @ responses
+            mixed = products @ torch.linalg.qr(responses.mT @ sketch).Q
+            rows = (products @ torch.linalg.qr(mixed).Q).mT
     elif len(sketch):
-        rows = torch.cat([responses, sketch.expand(*responses.shape[:2], -1, -1)], dim=2)
+        rows = torch.cat([responses, sketch.expand(len(responses), -1, -1)], dim=1)
     return torch.linalg.qr(rows.mT).Q.mT

@@ -111,12 +111,12 @@ def test_directions_hold_what_the_best_ones_hold(responses, rank, dtype):
     """Of 12 rows and of fewer, as many, or more responses; random ones beside too few."""
     generator = torch.Generator().manual_seed(0)
     spread = torch.logspace(0, -3, 12)
-    rows = (torch.randn(2, 3, responses, 12, generator=generator) * spread).to(dtype)
+    rows = (torch.randn(6, responses, 12, generator=generator) * spread).to(dtype)
     shape = (responses, rank) if rank < responses else (rank - responses, 12)
     sketch = torch.randn(shape, generator=generator).to(dtype)
     found = _directions(rows, sketch, rank)
-    assert found.shape == (2, 3, rank, 12)
-    torch.testing.assert_close(found @ found.mT, torch.eye(rank, dtype=dtype).expand(2, 3, -1, -1))
-    held = (rows @ found.mT).square().sum((2, 3))
-    best = torch.linalg.svdvals(rows)[..., :rank].square().sum(2)
+    assert found.shape == (6, rank, 12)
+    torch.testing.assert_close(found @ found.mT, torch.eye(rank, dtype=dtype).expand(6, -1, -1))
+    held = (rows @ found.mT).square().sum((1, 2))
+    best = torch.linalg.svdvals(rows)[:, :rank].square().sum(1)
     assert float((held / best).min()) > 0.99  # two rounds of iteration
