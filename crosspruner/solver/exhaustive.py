@@ -20,6 +20,9 @@ MAX_MASKS = 4096
 MAX_FLOPS = 2e10
 """Refitted problems of a layer are solved so as long as it takes at most this many operations."""
 
+FACTORS_TAKE = 4
+"""Times as long as a product of as many operations that factors of many masks take, at least."""
+
 # One chunk of the batch holds at most this many losses (float64: 8 MB, about a cache).
 _CHUNK_LOSSES = 2**20
 
@@ -115,7 +118,8 @@ def _losses_of_pairs(gram: Tensor, linear: Tensor, left: Tensor, right: Tensor) 
 
 
 def trial_flops(problem: RefitProblem, keep: int) -> float:
-    """Operations of trying all masks of `keep` groups on problems that share their moment.
+    """Operations of trying all masks of `keep` groups on problems that share their moment, as many
+    as products would take as long for.
 
     Infinite for more than MAX_MASKS masks: there the number of masks is what takes the time.
     """
@@ -124,7 +128,7 @@ def trial_flops(problem: RefitProblem, keep: int) -> float:
         return inf
     number = problem.num_groups - keep if _by_pruned(problem, keep) else keep
     rows, columns = number * problem.group_size, problem.target.shape[0] * problem.target.shape[2]
-    return masks * rows**2 * (rows / 3 + columns)
+    return masks * rows**2 * (FACTORS_TAKE * rows / 3 + columns)
 
 
 def _by_pruned(problem: RefitProblem, keep: int) -> bool:

@@ -75,6 +75,15 @@ def test_removals_of_independent_groups_cost_their_own_energy():
     assert judge.worth(mask).tolist() == [[9.0, 1.0, 4.0], [1.0, 1.0, 16.0]]
 
 
+def test_factors_take_longer_than_products_of_as_many_operations():
+    """Twenty masks of three of six groups: a third of 6^3 four times over, and 6^2 for each of four
+    problems; two of six are as well told by the four that are kept as by the two pruned."""
+    problem = random_problem(groups=6, height=2)
+    outputs = problem.target.shape[0] * problem.target.shape[2]
+    assert trial_flops(problem, 3) == 20 * (4 * 6**3 / 3 + outputs * 6**2)
+    assert trial_flops(problem, 4) == trial_flops(problem, 2)
+
+
 def test_only_layers_of_few_groups_are_tried_out(monkeypatch):
     problem = random_problem(groups=6)
     flops = sum(trial_flops(problem, keep) for keep in range(7))
