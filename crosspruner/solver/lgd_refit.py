@@ -109,6 +109,8 @@ class _Runs:
     relax: float
     restarts: int
     swaps: bool
+    thorough: bool = True
+    """Try all pairs in the end, not only those of a shortlist."""
 
     def on(
         self, table: PivotTable, keep: Tensor, generator: torch.Generator
@@ -116,12 +118,17 @@ class _Runs:
         """The masks (1 + restarts, B, P) that a fresh table ends at, and their losses."""
         worth = table.scores()
         table.eliminate(keep)
-        masks, losses = [_finish(table, self.swaps)], [table.loss.clone()]
+        masks, losses = [self._finish(table)], [table.loss.clone()]
         for _ in range(self.restarts):
             _descend(table, worth, keep, self.steps, self.relax, generator)
-            masks.append(_finish(table, self.swaps))
+            masks.append(self._finish(table))
             losses.append(table.loss.clone())
         return torch.stack(masks), torch.stack(losses)
+
+    def _finish(self, table: PivotTable) -> Tensor:
+        if self.swaps:
+            table.descend(thorough=self.thorough)
+        return table.mask.clone()
 
 
 def _search(
@@ -134,7 +141,9 @@ def _search(
     """An elimination and LGD runs of every problem; the best mask of each."""
     reduced = stand_in.group_size < problem.group_size
     polished = how.swaps and reduced and polish.affordable(problem)
-    how = replace(how, restarts=affordable_restarts(stand_in, how.restarts, polished))
+    restarts = affordable_restarts(stand_in, how.restarts, polished)
+    # What all pairs find that a shortlist does not is below what a stand-in tells.
+    how = replace(how, restarts=restarts, thorough=not reduced)
     parts, device = batch_parts(stand_in), stand_in.target.device
     seeds = torch.randint(2**62, (len(parts),), generator=generator, device=device).tolist()
 
@@ -184,12 +193,6 @@ def _descend(
         best = torch.where(better.unsqueeze(1), table.mask, best)
         state = state - STEP * (state - table.scores())
     table.move_to(best)
-
-
-def _finish(table: PivotTable, swaps: bool) -> Tensor:
-    if swaps:
-        table.descend()
-    return table.mask.clone()
 
 
 def _best(problem: RefitProblem, runs: Tensor) -> Tensor:

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from crosspruner.errors import SolverError
-from crosspruner.solver import RefitProblem, lgd_rpp_refit, obs_group
+from crosspruner.solver import RefitProblem, lgd_rpp_refit, obs_group, polish
 from crosspruner.solver.blocks import join_weights
 from crosspruner.solver.exhaustive import best_of_all_refit
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.lgd_refit import solve_flops
 from crosspruner.solver.obs import affordable_rank
+from crosspruner.solver.pivot import PivotTable
 from crosspruner.solver.reduce import _stand_in, condense_targets, reduce_problem
 
 from .test_refit import enumerate_refits, every_mask, random_layer, random_problem
@@ -152,6 +153,20 @@ def test_a_stand_in_that_float32_cannot_hold_is_made_in_float64():
     mask = torch.ones(near.num_problems, 6, dtype=torch.bool)
     mask[:, 2] = False
     torch.testing.assert_close(stand_in.solve(mask)[1], near.solve(mask)[1], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize(("rank", "all_pairs"), [(None, True), (2, False)])
+def test_all_pairs_are_swapped_only_where_losses_are_exact(rank, all_pairs, monkeypatch):
+    asked, descend = [], PivotTable.descend
+
+    def note(table, shortlist=8, thorough=True):
+        asked.append(thorough)
+        descend(table, shortlist, thorough)
+
+    monkeypatch.setattr(PivotTable, "descend", note)
+    monkeypatch.setattr(polish, "FLOPS", 0.0)
+    lgd_rpp_refit(random_problem(groups=6, height=4), 3, exact=False, rank=rank, restarts=1)
+    assert asked == [all_pairs] * 2
 
 
 def test_masks_from_the_stand_in_are_nearly_as_good():

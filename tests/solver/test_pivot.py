@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crosspruner.errors import SolverError
-from crosspruner.solver import RefitProblem, lgd_rpp_refit, obs_group
+from crosspruner.solver import RefitProblem, lgd_rpp_refit, obs_group, pivot
+from crosspruner.solver.factor import cholesky
 from crosspruner.solver.pivot import PivotTable
 
 from .test_refit import random_layer, random_problem
@@ -172,3 +173,17 @@ def test_tables_in_float32_are_refused_where_rows_tell_each_other(rest):
         PivotTable(problem, torch.float32)
     moment[0, 3] = moment[3, 0] = 0.9
     PivotTable(RefitProblem(moment, target, problem.constant, 3), torch.float32)
+
+
+def test_scores_are_made_anew_for_what_was_toggled(monkeypatch):
+    table = PivotTable(random_problem(batch=3, groups=4, height=2))
+    table.scores()
+    table.toggle(torch.tensor([2]), torch.tensor([1]))
+    asked = []
+    monkeypatch.setattr(pivot, "cholesky", lambda m: asked.append(len(m)) or cholesky(m))
+    found = table.scores()
+    assert asked == [1]
+    fresh = PivotTable(random_problem(batch=3, groups=4, height=2))
+    fresh.toggle(torch.tensor([2]), torch.tensor([1]))
+    torch.testing.assert_close(found, fresh.scores())
+    assert torch.equal(table.scores(torch.tensor([2, 1])), found[[2, 1]])
