@@ -31,17 +31,18 @@ def exchange(judge: Judge, mask: Tensor, pool: Tensor) -> Tensor:
         judge: of the layer.
         mask: (U, P) bool, no row empty.
         pool: (U, P) int64, the sum that each group is counted in; equally many rows have groups in
-            each.
+            each, equally many each.
 
     Returns:
         (U, P) bool with as many marks in each pool, no row empty, never a higher loss.
     """
+    members = _members(pool)
     best, least = mask, judge.loss(mask).sum()
     for _ in range(ROUNDS if judge.lasting else FEW_ROUNDS):
         worth = judge.worth(mask)
         spare = mask & (mask.sum(1, keepdim=True) > 1)
-        out = _ranked(worth.masked_fill(~spare, torch.inf), pool)
-        into = _ranked((-worth).masked_fill(mask, torch.inf), pool)
+        out = _ranked(worth.masked_fill(~spare, torch.inf), members)
+        into = _ranked((-worth).masked_fill(mask, torch.inf), members)
         # The cheapest of a pool for the most valuable, the next for the next, and so on; where
         # both are of one row, each for the one behind the other.
         out, into = (
@@ -67,18 +68,21 @@ def exchange(judge: Judge, mask: Tensor, pool: Tensor) -> Tensor:
     return best
 
 
-def _ranked(values: Tensor, pool: Tensor) -> Tensor:
-    """(pools, rows of each) flat positions of each row's least value in a pool, least first."""
-    values, pools = values.flatten(), pool.flatten()
+def _members(pool: Tensor) -> Tensor:
+    """(pools, rows of each, groups of each row) flat positions of the groups of each pool."""
+    pools = pool.flatten()
     row = torch.arange(len(pool), device=pool.device).repeat_interleave(pool.shape[1])
     owner = pools * len(pool) + row
-    order = values.argsort(stable=True)
-    order = order[owner[order].argsort(stable=True)]
-    first = torch.ones_like(order, dtype=torch.bool)
-    first[1:] = owner[order[1:]] != owner[order[:-1]]
-    least = order[first]
-    least = least[values[least].argsort(stable=True)]
-    return least[pools[least].argsort(stable=True)].view(int(pools.max()) + 1, -1)
+    owners = len(owner.unique())
+    return owner.argsort(stable=True).view(int(pools.max()) + 1, -1, len(owner) // owners)
+
+
+def _ranked(values: Tensor, members: Tensor) -> Tensor:
+    """(pools, rows of each) flat positions of each row's least value in a pool, least first."""
+    least, group = values.flatten()[members].min(2)
+    order = least.argsort(dim=1, stable=True)
+    own = members.gather(2, group.unsqueeze(2)).squeeze(2)
+    return own.gather(1, order)
 
 
 def _apart(out: Tensor, into: Tensor, groups: int) -> tuple[Tensor, Tensor]:
