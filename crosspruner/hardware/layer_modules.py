@@ -77,11 +77,21 @@ def padded_maps(module: nn.Module, x: Tensor, out_size: tuple[int, int]) -> Tens
     Returns:
         (N, Cin, H, W) of exactly the size that a kernel without padding turns into `out_size`.
     """
+    maps, padding = maps_and_padding(module, x, out_size)
+    return F.pad(maps, padding)
+
+
+def maps_and_padding(
+    module: nn.Module, x: Tensor, out_size: tuple[int, int]
+) -> tuple[Tensor, tuple[int, int, int, int]]:
+    """The maps (N, Cin, H, W) of a layer's input, see `padded_maps`, and the zeros that it puts
+    left, right, above and below. What it pads with other values is part of the maps."""
     operation = operation_of(module)
     if operation == "linear":
         if x.dim() == 1:
             x = x.unsqueeze(0)
-        return x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2).unsqueeze(3)
+        maps = x.reshape(len(x), -1, x.shape[-1]).transpose(1, 2).unsqueeze(3)
+        return maps, (0, 0, 0, 0)
     assert isinstance(module, nn.modules.conv._ConvNd)
     options: dict[str, Any] = {"stride": module.stride, "dilation": module.dilation}
     transposed = operation.startswith("conv_transpose")
@@ -99,7 +109,7 @@ def padded_maps(module: nn.Module, x: Tensor, out_size: tuple[int, int]) -> Tens
     if found.out_size != tuple(out_size) and not transposed:
         before = [max(m, 0) // 2 for m in missing]
     after = [m - b for m, b in zip(missing, before, strict=True)]
-    return F.pad(found.maps, (before[1], after[1], before[0], after[0]))
+    return found.maps, (before[1], after[1], before[0], after[0])
 
 
 def window_of(module: nn.Module) -> tuple[tuple[int, int], tuple[int, int], tuple[int, int]]:

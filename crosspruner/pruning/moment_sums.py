@@ -3,14 +3,18 @@
 Memory does not grow with the number of images, and sums of several processes add up. Products are
 taken in the inputs' own precision, about a fixed point near the mean: a mean far above the
 variation would cost the variation its digits. The sums themselves are float64. Few patches are
-kept instead of their second moment, as long as they take less room.
+kept instead of their second moment, as long as they take less room; where all positions of a
+kernel count, many need not be made at all (`lag_sums`).
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from crosspruner.errors import DataError
-from crosspruner.hardware.layer_modules import matrix_shape, padded_maps, pixels_read
+from crosspruner.hardware.layer_modules import maps_and_padding, matrix_shape, pixels_read
+from crosspruner.pruning.kernel_axes import Axis, kernel_axes
+from crosspruner.pruning.lag_sums import LagSums
 from crosspruner.pruning.moments import Moments, place_fms
 from crosspruner.pruning.symmetric import add_lower, mirror
 from crosspruner.pruning.targets import Targets
@@ -61,8 +65,11 @@ class MomentSums:
         self.patches: list[Tensor] | None = []
         """(n, d) parts of the patches seen, about the point; None = they are too many."""
         self.second: Tensor | None = None
-        """(B, d, d) the sum of their products, from when they are; the tiles above the diagonal are
-        out of date between `mirror`s."""
+        """(B, d, d) the sum of the products of those that were too many; the tiles above the
+        diagonal are out of date."""
+        self.lags: dict[tuple[Axis, Axis], LagSums] = {}
+        """Of patches at all positions, which need not be made: the sums of their products by how
+        the kernel moves over the maps."""
         new = torch.zeros(0, dtype=torch.float64, device=next(module.parameters()).device).new_zeros
         self.sums: dict[str, Tensor] = {
             "cross": new(bands, rows, outputs),
@@ -84,56 +91,76 @@ class MomentSums:
         module = self.module
         if isinstance(targets, Tensor):
             targets = Targets.draw(module, targets, self.positions, self.generator, biased=False)
-        inputs = padded_maps(module, inputs, targets.size)
-        read = pixels_read(module, targets.positions, targets.size[1], inputs.shape[3])
-        entries = self.placed_groups * self.layout.kin * self.layout.conv_groups * read.numel()
+        maps, padding = maps_and_padding(module, inputs, targets.size)
+        axes = kernel_axes(module, maps, padding, targets)
+        entries = self.bands * self.rows * len(targets.positions)
         chunk = max(1, _CHUNK_ENTRIES // max(1, entries))
-        read = read.to(inputs.device)
-        for x, y in zip(inputs.split(chunk), targets.values.split(chunk), strict=True):
-            self._add(x, y, read)
+        for x, y in zip(maps.split(chunk), targets.values.split(chunk), strict=True):
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            x, y = x.to(dtype), y.to(dtype)
+            if self.point is None:
+                self.point = x.mean((0, 2, 3), keepdim=True), y.mean((0, 2), keepdim=True)
+            self.sums["samples"] += len(y) * y.shape[2]
+            y = (y - self.point[1]).unflatten(1, (self.layout.conv_groups, -1)).permute(1, 2, 0, 3)
+            norm = torch.linalg.vector_norm(y.flatten(2), dim=2, dtype=torch.float64)
+            self.sums["energy"] += norm.square()
+            self.sums["mean_out"] += y.sum((2, 3))  # in the precision of the products
+            y = y.repeat_interleave(self.runs, 0)
+            if self._few() or axes is None or not LagSums.serve(*axes):
+                self._add_patches(x, y, padding, targets)
+            else:
+                self._add_lags(x, y.unflatten(3, targets.size), *axes)
 
-    def _add(self, x: Tensor, y: Tensor, read: Tensor) -> None:
-        layout = self.layout
-        dtype = torch.promote_types(x.dtype, torch.float32)
-        y = y.to(dtype)
-        if self.point is None:
-            about = x.mean((0, 2, 3), keepdim=True, dtype=dtype)
-            self.point = about, y.mean((0, 2), keepdim=True)
+    def _add_patches(
+        self, x: Tensor, y: Tensor, padding: tuple[int, int, int, int], targets: Targets
+    ) -> None:
+        """Take in maps x (n, Cin, H, W) and outputs y (B, outputs, n, positions) patch by patch."""
+        assert self.point is not None
+        x = F.pad(x, padding)
+        read = pixels_read(self.module, targets.positions, targets.size[1], x.shape[3]).to(x.device)
         # The pixels under each kernel place and position: (images, Cin, kernel, positions).
         x = x.flatten(2).gather(2, read.flatten().expand(*x.shape[:2], -1))
-        x = x.unflatten(2, read.shape).to(dtype) - self.point[0]
-        y = y - self.point[1]
-        x = x.transpose(0, 1).unflatten(0, (layout.conv_groups, layout.fan_in))
-        x = place_fms(x, layout, 1, self.placed_groups)
-        # (G, FMs, images, kernel, positions) -> (B, d, n)
-        x = x.transpose(2, 3).reshape(self.bands, self.rows, -1)
-        y = y.unflatten(1, (layout.conv_groups, -1)).permute(1, 2, 0, 3).flatten(2)
-        per_band = y.repeat_interleave(self.runs, 0)
-        self.sums["cross"] += x @ per_band.mT
-        self.sums["energy"] += torch.linalg.vector_norm(y, dim=2, dtype=torch.float64).square()
-        self.sums["mean_in"] += x.sum(2)  # in the precision of the products
-        self.sums["mean_out"] += y.sum(2)
-        self.sums["samples"] += x.shape[2]
-        if not self._keep([x[0].mT]):
+        x = self._by_band(x.unflatten(2, read.shape) - self.point[0])
+        x = x.transpose(2, 3).reshape(self.bands, self.rows, -1)  # (B, d, n)
+        self.sums["cross"] += x @ y.flatten(2).mT
+        self.sums["mean_in"] += x.sum(2)
+        if self.patches is not None:
+            self.patches.append(x[0].mT)
+        else:
             add_lower(self._second(), x)
 
-    def _keep(self, patches: list[Tensor] | None) -> bool:
-        """Keep patches (n, d) about the point as long as they are few; whether they were kept.
+    def _add_lags(self, x: Tensor, y: Tensor, down: Axis, across: Axis) -> None:
+        """The same for outputs y (B, outputs, n, H', W') at all positions, without patches."""
+        assert self.point is not None
+        if (down, across) not in self.lags:
+            point = self._by_band(self.point[0]).flatten(1)
+            self.lags[down, across] = LagSums(down, across, point)
+        cross, mean = self.lags[down, across].add(self._by_band(x - self.point[0]), y)
+        self.sums["cross"] += cross
+        self.sums["mean_in"] += mean
+
+    def _by_band(self, x: Tensor) -> Tensor:
+        """Maps (n, Cin, ...) as (B, FMs of a band in the layout's order, n, ...)."""
+        layout = self.layout
+        x = x.transpose(0, 1).unflatten(0, (layout.conv_groups, layout.fan_in))
+        x = place_fms(x, layout, 1, self.placed_groups)
+        return x.unflatten(1, (self.runs, -1)).flatten(0, 1)
+
+    def _few(self) -> bool:
+        """Whether patches are kept, those that "samples" counts included; else never any more.
 
         Twice as many rows as patches: below that they are no shorter to reckon with.
-
-        Args:
-            patches: the new ones, which "samples" counts already; None: they are not known.
         """
-        if self.patches is None:
-            return False
-        if patches is not None and self.bands == 1 and 2 * int(self.sums["samples"]) < self.rows:
-            self.patches += patches
-            return True
+        few = self.bands == 1 and 2 * int(self.sums["samples"]) < self.rows
+        if self.patches is not None and not few:
+            self._products_only()
+        return self.patches is not None
+
+    def _products_only(self) -> None:
+        """Turn the patches kept so far, (n, d) each, into the sum of their products."""
         known, self.patches = self.patches, None
         if known:
             add_lower(self._second(), _as_columns(known))
-        return False
 
     def _second(self) -> Tensor:
         """The sum of products, in place, made where it is not there yet."""
@@ -149,9 +176,14 @@ class MomentSums:
             self.point = other.point
         for name, value in other._about(self.point).items():
             self.sums[name] += value
-        if not self._keep(other._patches_about(self.point)):
-            second = self._second()
-            second += other._second_about(self.point)
+        kept = other._patches_about(self.point)
+        if kept is not None and self._few():
+            assert self.patches is not None
+            self.patches += kept
+            return
+        self._products_only()
+        second = self._second()
+        second += other._second_about(self.point)
 
     def average(self) -> Moments:
         """The moments of what was seen.
@@ -210,14 +242,18 @@ class MomentSums:
         sum_in = self.sums["mean_in"]
         left = torch.stack([x, sum_in + self.sums["samples"] * x], 2)
         right = torch.stack([sum_in, x], 1)
-        if self.patches is None:
-            second = self._second()
-            mirror(second)
-            return second.baddbmm(left, right)
-        total = sum_in.new_zeros(self.bands, self.rows, self.rows)
-        if self.patches:
-            add_lower(total, _as_columns(self.patches))
-        mirror(total)
+        sums = [lags.second() for lags in self.lags.values()]
+        if self.patches is not None:
+            sums.append(sum_in.new_zeros(self.bands, self.rows, self.rows))
+            if self.patches:
+                add_lower(sums[-1], _as_columns(self.patches))
+            mirror(sums[-1])
+        elif self.second is not None:
+            mirror(self.second)
+            sums.append(self.second.clone())
+        total = sums.pop()
+        for more in sums:
+            total += more
         return total.baddbmm_(left, right)
 
     def _shift(self, point: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
@@ -229,10 +265,8 @@ class MomentSums:
 
     def _rows_of(self, fms: Tensor) -> Tensor:
         """One value per input FM, (1, Cin, 1, 1), for each of the rows (B, d)."""
-        fms = fms.view(self.layout.conv_groups, -1, 1)
-        placed = place_fms(fms, self.layout, 1, self.placed_groups)
-        rows = placed.expand(-1, -1, self.width // self.layout.kin)
-        return rows.reshape(self.bands, -1)
+        placed = self._by_band(fms).flatten(2)
+        return placed.expand(-1, -1, self.width // self.layout.kin).reshape(self.bands, -1)
 
 
 def _as_columns(patches: list[Tensor]) -> Tensor:
