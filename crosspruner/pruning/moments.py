@@ -72,6 +72,12 @@ class Moments:
             return self.second @ columns
         return (self.patches.T @ (self.patches @ columns[0] / self.samples)).unsqueeze(0)
 
+    def output_energy(self, columns: Tensor) -> Tensor:
+        """(B, m) the mean square of what each of columns (B, d, m) makes of the patches."""
+        if self.patches is None:
+            return ((self.second @ columns) * columns).sum(1)
+        return (self.patches @ columns[0]).square().mean(0, keepdim=True)
+
     def centred(self) -> "Moments":
         """The moments about the mean: those of a layer whose outputs are shifted for free.
 

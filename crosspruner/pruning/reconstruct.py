@@ -117,7 +117,7 @@ def reconstruction_error(moments: Moments, weight: Tensor) -> Tensor:
         (Cout,) float64, >= 0.
     """
     placed = moments.place(weight)
-    error = ((moments.second_times(placed) - 2 * moments.cross) * placed).sum(1)
+    error = moments.output_energy(placed) - 2 * (moments.cross * placed).sum(1)
     error = error.view(-1, moments.runs, error.shape[1]).sum(1)
     return (error + moments.energy).flatten().clamp(min=0)
 
