@@ -33,6 +33,10 @@ TABLE_ENTRIES = 2**21
 stay in the processor's cache from one pivot to the next, enough that calls do not take longer than
 what they do. One table may hold more."""
 
+PARTS = 4
+"""A batch is cut into a multiple of so many parts, whatever the number of cores: the parts draw
+from generators of their own."""
+
 GPU_TABLE_ENTRIES = 2**28
 """The same on a GPU (float64: 2 GB), where what counts is that one kernel serves many problems."""
 
@@ -56,8 +60,12 @@ def batch_parts(problem: RefitProblem, rank: int | None = None) -> list[slice]:
     if own <= CHUNK_ENTRIES:
         _ = problem.inverse  # now, so that the parts need not each make it, nor who asks again
     entries = TABLE_ENTRIES if problem.target.device.type == "cpu" else GPU_TABLE_ENTRIES
-    chunk = max(1, entries // max(1, table_entries(problem, rank)))
-    return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]
+    most = max(1, entries // max(1, table_entries(problem, rank)))
+    parts = -(-problem.num_problems // most)
+    if parts > 1:  # alike, so that two cores, or four, are done at the same time
+        parts = -(-parts // PARTS) * PARTS
+    chunk = -(-problem.num_problems // max(1, parts))
+    return [slice(i, i + chunk) for i in range(0, problem.num_problems, max(1, chunk))]
 
 
 class PivotTable:

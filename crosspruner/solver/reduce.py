@@ -1,10 +1,11 @@
 """A small stand-in for a large refit problem: a few directions per group instead of all its rows.
 
 When group h is pruned, the refit moves the weights of group g by A_gh A_hh^-1 V_h (A = H^-1, V the
-dense solution). These responses to all single removals, with V_g itself, span nearly all that the
-refit of g will ever need. Each problem keeps the `rank` strongest directions per group, measured in
-the metric A_gg^-1 in which pruning costs are counted, and its normal equations shrink from P * d
-to P * rank rows. Masks are chosen there; losses and weights are always solved in full.
+dense solution). These responses to all single removals, with V_g itself, and the responses to what
+these have moved, span nearly all that the refit of g will ever need. Each problem keeps the `rank`
+strongest directions per group, measured in the metric A_gg^-1 in which pruning costs are counted,
+and its normal equations shrink from P * d to P * rank rows. Masks are chosen there; losses and
+weights are always solved in full.
 
 Source: our own; a Galerkin projection as in reduced-basis methods.
 """
@@ -25,6 +26,9 @@ _CHUNK_ENTRIES = 15 * 2**19
 
 _TILE = 512
 """Rows of the moment."""
+
+SECOND_FLOPS = 5e10
+"""Operations that the sources of second responses, and these, may take each."""
 
 LEAST_PIVOT = 0.95
 """Of a stand-in's Cholesky factor, where 1 is the least that is exact: see `_holds`."""
@@ -76,7 +80,10 @@ def _stand_in(problem: RefitProblem, rank: int, dtype: torch.dtype) -> tuple[Ten
     """
     frame = _Frame.of(problem, dtype)
     groups, height = problem.num_groups, problem.group_size
-    num_responses = groups * problem.target.shape[2]
+    sources = frame.weights
+    if 2 * problem.target.numel() * problem.target.shape[1] <= SECOND_FLOPS:
+        sources = torch.cat([sources, frame.moved(sources)], 2)
+    num_responses = groups * sources.shape[2]
     # Sketches are drawn from a generator of their own: the stand-in is a function of the problem.
     generator = torch.Generator(problem.target.device).manual_seed(0)
     # More directions than responses: these, and random ones beside them.
@@ -90,15 +97,15 @@ def _stand_in(problem: RefitProblem, rank: int, dtype: torch.dtype) -> tuple[Ten
     chunk = max(1, _CHUNK_ENTRIES // entries)
 
     def made_of(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        weights, target = part
-        of_tiles = (_directions(frame.responses(weights, t), sketch, rank) for t in tiles)
-        basis = torch.cat([of.unflatten(0, (weights.shape[1], -1)) for of in of_tiles], 1)
+        removed, target = part
+        of_tiles = (_directions(frame.responses(removed, t), sketch, rank) for t in tiles)
+        basis = torch.cat([of.unflatten(0, (removed.shape[1], -1)) for of in of_tiles], 1)
         moment = frame.projected(basis).double()
         if dtype == torch.float32 and not _holds(moment):
             raise _TooFewDigits
         return moment, (basis @ target.transpose(0, 1)).double().flatten(1, 2)
 
-    parts = list(zip(frame.weights.split(chunk, 1), frame.target.split(chunk, 1), strict=True))
+    parts = list(zip(sources.split(chunk, 1), frame.target.split(chunk, 1), strict=True))
     try:
         made = side_by_side(made_of, parts, problem.target.device)
     except _TooFewDigits:
@@ -170,14 +177,25 @@ class _Frame:
         ridge = problem.ridge * root.mT @ root
         return cls(inverse.view(groups, height, -1), *small, None, patches, ridge)
 
-    def responses(self, weights: Tensor, tile: slice) -> Tensor:
-        """(b * t, P * n, d) how each of t groups answers each removal, from weights
-        (P, b, n, d)."""
-        height = weights.shape[3]
+    def moved(self, weights: Tensor) -> Tensor:
+        """(P, B, n, d) what each group answers the removals of all others, from weights."""
+        groups, batch, outputs, height = weights.shape
+        rows = weights.permute(1, 2, 0, 3).reshape(batch * outputs, -1)
+        answers = (rows @ self.inverse.flatten(0, 1)).view(batch, outputs, groups, height)
+        return answers.permute(2, 0, 1, 3) - weights  # its own block is the unit matrix
+
+    def responses(self, removed: Tensor, tile: slice) -> Tensor:
+        """(b * t, P * n, d) how each of t groups answers what is taken from each group.
+
+        Args:
+            removed: (P, b, n, d), n of them from each group.
+            tile: the groups that answer.
+        """
+        height = removed.shape[3]
         columns = slice(tile.start * height, tile.stop * height)
         # Outputs before problems: what one group answers is then a matrix in place, uncopied.
-        answers = weights.transpose(1, 2).flatten(1, 2) @ self.inverse[:, :, columns]
-        answers = answers.view(weights.shape[0] * weights.shape[2], -1, height)
+        answers = removed.transpose(1, 2).flatten(1, 2) @ self.inverse[:, :, columns]
+        answers = answers.view(removed.shape[0] * removed.shape[2], -1, height)
         return answers.transpose(0, 1)
 
     def projected(self, basis: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from crosspruner.solver import polish
 from crosspruner.solver.reduce import condense_targets, reduce_problem
 from crosspruner.solver.refit import RefitProblem
 
-FLOPS = 1.5e11
+FLOPS = 1e11
 """Operations that choosing the masks of one layer may take: some seconds."""
 
 POLISHED = 4
@@ -61,7 +61,10 @@ def affordable_rank(problem: RefitProblem) -> int:
     if rank < problem.group_size and polish.affordable(problem):
         rank = int((POLISHED * operations <= FLOPS).sum())
     # Below this the stand-in no longer holds the weights themselves and their first responses.
-    rank = max(rank, 2 * problem.target.shape[2], 4)
+    outputs = problem.target.shape[2]
+    rank = max(rank, 2 * outputs, 4)
+    if rank < problem.group_size:  # further directions would be random
+        rank = min(rank, 2 * problem.num_groups * outputs)
     room = int((MOST_ENTRIES / max(1, problem.num_problems)) ** 0.5 / problem.num_groups)
     return max(1, min(problem.group_size, rank, room))
 

@@ -7,14 +7,14 @@ import pytest
 import torch
 
 from crosspruner.errors import SolverError
-from crosspruner.solver import RefitProblem, lgd_rpp_refit, obs_group, polish
+from crosspruner.solver import RefitProblem, lgd_rpp_refit, obs_group, polish, reduce
 from crosspruner.solver.blocks import join_weights
 from crosspruner.solver.exhaustive import best_of_all_refit
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.lgd_refit import solve_flops
 from crosspruner.solver.obs import affordable_rank
 from crosspruner.solver.pivot import PivotTable
-from crosspruner.solver.reduce import _stand_in, condense_targets, reduce_problem
+from crosspruner.solver.reduce import _Frame, _stand_in, condense_targets, reduce_problem
 
 from .test_refit import enumerate_refits, every_mask, random_layer, random_problem
 
@@ -138,6 +138,32 @@ def test_stand_in_keeps_the_dense_solution():
         problem.solve(everything)[1],
         atol=0.02 * problem.constant.max().item(),
     )
+
+
+def test_second_responses_are_to_what_the_first_have_moved():
+    """In the coordinates of a frame; by hand C_g^-1 times the sum over h of A_gh A_hh^-1 V_h."""
+    problem = random_problem(groups=4, height=3, batch=2, outputs=2)
+    frame = _Frame.of(problem, torch.float64)
+    inverse = problem.inverse.view(4, 3, 4, 3)
+    dense = problem.inverse_times(problem.target).view(2, 4, 3, 2)
+    for g in range(4):
+        answers = sum(
+            inverse[g, :, h] @ torch.linalg.solve(inverse[h, :, h], dense[:, h])
+            for h in range(4)
+            if h != g
+        )
+        expected = torch.linalg.solve(cholesky(inverse[g, :, g].contiguous()), answers)
+        torch.testing.assert_close(frame.moved(frame.weights)[g], expected.mT)
+
+
+@pytest.mark.parametrize("rank", [3, 8])  # fewer directions than first responses, and more
+def test_second_responses_tell_more_of_masks_than_first_ones_alone(rank, monkeypatch):
+    problem = random_problem(groups=6, height=16, batch=20, outputs=1)
+    mask = every_mask(6, 3)
+    loss = problem.solve(mask)[1].sum()
+    with_second = reduce_problem(problem, rank).solve(mask)[1].sum() - loss
+    monkeypatch.setattr(reduce, "SECOND_FLOPS", 0.0)
+    assert with_second < 0.9 * (reduce_problem(problem, rank).solve(mask)[1].sum() - loss)
 
 
 def test_a_stand_in_that_float32_cannot_hold_is_made_in_float64():

@@ -59,6 +59,16 @@ def test_a_stand_in_before_a_polish_takes_a_quarter(monkeypatch):
     assert affordable_rank(layer) == 9
 
 
+def test_there_are_no_more_directions_than_responses(monkeypatch):
+    """Two groups answer two removals each, at first and at second hand."""
+    monkeypatch.setattr(polish, "FLOPS", 0.0)
+    layer = problem(groups=2, height=16)
+    monkeypatch.setattr(stand_in, "FLOPS", 1e12)
+    assert affordable_rank(layer) == 16
+    monkeypatch.setattr(stand_in, "FLOPS", 6 * 4 * (2 * (2 * 15) ** 3 + 4 * stand_in.LOOK * 15))
+    assert affordable_rank(layer) == 4
+
+
 def test_many_small_problems_have_fewer_directions_than_few_large_ones(monkeypatch):
     """Of as many operations in their pivots: small blocks take longer than these."""
     many, few = problem(batch=64, groups=3), problem(batch=1, groups=12)
