@@ -24,6 +24,7 @@ from torch import Tensor
 from crosspruner.errors import SolverError
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.refit import RefitProblem
+from crosspruner.solver.side_by_side import part_size
 from crosspruner.solver.supports import CHUNK_ENTRIES
 
 Answer = TypeVar("Answer")
@@ -32,10 +33,6 @@ TABLE_ENTRIES = 2**21
 """The tables of one part of a batch hold at most this many entries (float32: 8 MB): few enough to
 stay in the processor's cache from one pivot to the next, enough that calls do not take longer than
 what they do. One table may hold more."""
-
-PARTS = 4
-"""A batch is cut into a multiple of so many parts, whatever the number of cores: the parts draw
-from generators of their own."""
 
 GPU_TABLE_ENTRIES = 2**28
 """The same on a GPU (float64: 2 GB), where what counts is that one kernel serves many problems."""
@@ -61,11 +58,8 @@ def batch_parts(problem: RefitProblem, rank: int | None = None) -> list[slice]:
         _ = problem.inverse  # now, so that the parts need not each make it, nor who asks again
     entries = TABLE_ENTRIES if problem.target.device.type == "cpu" else GPU_TABLE_ENTRIES
     most = max(1, entries // max(1, table_entries(problem, rank)))
-    parts = -(-problem.num_problems // most)
-    if parts > 1:  # alike, so that two cores, or four, are done at the same time
-        parts = -(-parts // PARTS) * PARTS
-    chunk = -(-problem.num_problems // max(1, parts))
-    return [slice(i, i + chunk) for i in range(0, problem.num_problems, max(1, chunk))]
+    chunk = part_size(problem.num_problems, most)
+    return [slice(i, i + chunk) for i in range(0, problem.num_problems, chunk)]
 
 
 class PivotTable:

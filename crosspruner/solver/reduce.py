@@ -18,7 +18,7 @@ from torch import Tensor
 from crosspruner.solver.factor import cholesky
 from crosspruner.solver.full_float32 import full_float32
 from crosspruner.solver.refit import RefitProblem
-from crosspruner.solver.side_by_side import side_by_side
+from crosspruner.solver.side_by_side import part_size, side_by_side
 
 # Responses, or products with the moment, of one chunk of problems have at most this many entries
 # (float32: 30 MB). Larger ones leave the cache, and the allocator returns them to the system.
@@ -91,10 +91,10 @@ def _stand_in(problem: RefitProblem, rank: int, dtype: torch.dtype) -> tuple[Ten
     sketch = torch.randn(
         shape, generator=generator, dtype=torch.float64, device=problem.target.device
     ).to(dtype)
-    tile = rank * max(1, _TILE // height)
     tiles = _tiles(groups, height)
-    entries = max(problem.target.shape[1] * min(groups * rank, tile), _TILE * num_responses)
-    chunk = max(1, _CHUNK_ENTRIES // entries)
+    at_once = tiles[0].stop  # groups of a tile
+    entries = at_once * max(problem.target.shape[1] * rank, height * num_responses)
+    chunk = part_size(problem.num_problems, max(1, _CHUNK_ENTRIES // entries))
 
     def made_of(part: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         removed, target = part

@@ -10,6 +10,10 @@ from typing import TypeVar
 
 import torch
 
+PARTS = 4
+"""A batch is cut into a multiple of so many parts, whatever the number of cores: parts may draw
+from generators of their own, and results must not depend on the machine."""
+
 Part = TypeVar("Part")
 Answer = TypeVar("Answer")
 
@@ -42,3 +46,12 @@ def side_by_side(
             return list(pool.map(alone, parts))
     finally:
         torch.set_num_threads(threads)  # what threads begun later start with, too
+
+
+def part_size(number: int, most: int) -> int:
+    """Problems, 1..most, of each part of a batch of so many: parts of the same size, so that two
+    cores, or four, are done at the same time; all of them where one part has room for them."""
+    parts = -(-number // most)
+    if parts > 1:
+        parts = -(-parts // PARTS) * PARTS
+    return max(1, -(-number // max(1, parts)))

@@ -8,7 +8,7 @@ from crosspruner.solver.lgd_refit import lgd_rpp_refit
 from crosspruner.solver.pivot import batch_parts
 from crosspruner.solver.reduce import reduce_problem
 from crosspruner.solver.refit import RefitProblem
-from crosspruner.solver.side_by_side import side_by_side
+from crosspruner.solver.side_by_side import part_size, side_by_side
 
 CPU = torch.device("cpu")
 
@@ -88,3 +88,11 @@ def test_masks_do_not_depend_on_the_number_of_threads(monkeypatch):
     for moment, mask in found[1:]:
         torch.testing.assert_close(moment, found[0][0], rtol=1e-3, atol=1e-4)
         assert torch.equal(mask, found[0][1])
+
+
+@pytest.mark.parametrize(
+    ("number", "most", "size"),
+    [(10, 10, 10), (10, 9, 3), (64, 11, 8), (512, 117, 64), (3, 1, 1), (1, 5, 1), (0, 5, 1)],
+)
+def test_parts_are_alike_and_a_multiple_of_four(number, most, size):
+    assert part_size(number, most) == size
