@@ -45,15 +45,14 @@ def solve_blocks(matrix: Tensor, rounded: Tensor, rows: Tensor, target: Tensor) 
         SolverError: a system is too close to singular.
     """
 
-    def exactly(which: Tensor) -> Tensor:
-        own = rows[which]
-        factor = cholesky(matrix[own.unsqueeze(2), own.unsqueeze(1)])
-        return torch.cholesky_solve(target[which], factor)
-
     def panel(start: int, stop: int) -> Tensor:
         return rounded[rows[:, start:, None], rows[:, None, start:stop]]
 
-    return _refined(target, panel, partial(_product, matrix, rows), exactly)
+    def whole(which: Tensor) -> Tensor:
+        own = rows[which]
+        return matrix[own.unsqueeze(2), own.unsqueeze(1)]
+
+    return _refined(target, panel, partial(_product, matrix, rows), whole)
 
 
 @full_float32()
@@ -71,32 +70,33 @@ def solve_systems(systems: Tensor, target: Tensor) -> Tensor:
         SolverError: a system is too close to singular.
     """
 
-    def exactly(which: Tensor) -> Tensor:
-        return torch.cholesky_solve(target[which], cholesky(systems[which]))
-
     def panel(start: int, stop: int) -> Tensor:
         return systems[:, start:, start:stop].float()
 
-    return _refined(target, panel, systems.matmul, exactly)
+    return _refined(target, panel, systems.matmul, systems.__getitem__)
 
 
 def _refined(
     target: Tensor,
     panel: Callable[[int, int], Tensor],
     product: Callable[[Tensor], Tensor],
-    exactly: Callable[[Tensor], Tensor],
+    whole: Callable[[Tensor], Tensor],
 ) -> Tensor:
-    """The solutions (b, s, n) of systems that are told by what can be done with them.
+    """The solutions (b, s, n) of systems that are made, whole or in panels, where they are needed.
 
     Args:
         target: (b, s, n) float64.
         panel: columns start..stop of all systems from the row `start` on, float32.
         product: the systems times columns (b, s, n), in float64.
-        exactly: the solutions of some of them (b,) int64, by factors in float64.
+        whole: some of the systems (b,) int64, in float64.
 
     Raises:
-        SolverError: from `exactly`, where a system is too close to singular.
+        SolverError: a system is too close to singular.
     """
+
+    def exactly(which: Tensor) -> Tensor:
+        return torch.cholesky_solve(target[which], cholesky(whole(which)))
+
     every = torch.arange(len(target), device=target.device)
     if target.shape[1] < LEAST_ROWS:
         return exactly(every)

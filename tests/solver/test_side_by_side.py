@@ -79,7 +79,7 @@ def test_masks_do_not_depend_on_the_number_of_threads(monkeypatch):
     monkeypatch.setattr("crosspruner.solver.pivot.TABLE_ENTRIES", 2**17)
     monkeypatch.setattr("crosspruner.solver.reduce._CHUNK_ENTRIES", 2**18)
     problem, found = many_problems(), []
-    parts = batch_parts(problem, rank=5)  # 11 tables of 10,100 entries would fit into one
+    parts = batch_parts(problem, rank=5)  # 12 tables of 10,100 entries would fit into one
     assert [part.stop - part.start for part in parts] == [8] * 8
     for threads in (1, 2, 3):
         torch.set_num_threads(threads)
